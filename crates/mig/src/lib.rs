@@ -3,12 +3,22 @@
 //! The crate an embedder depends on. It owns threads, sockets and the path of a page from guest memory to
 //! guest memory; what to do next is decided by `mig-core`.
 
+pub mod cancel;
+pub mod destination;
 pub mod guest;
 pub mod memory;
+pub mod observe;
+pub mod source;
+pub mod transport;
 
+pub use cancel::Cancel;
+pub use destination::{HeldCopy, ReceiveReport, Received, receive};
 pub use guest::{
     BoxError, DestinationVm, DirtyTracker, Incoming, RestoreState, SaveState, SourceVm, VmControl,
 };
 pub use memory::GuestRam;
-pub use mig_core::{Bitmap, Domain, RunPermit, bitmap, domain};
+pub use mig_core::{Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, bitmap, domain, policy};
 pub use mig_wire::{Description, Refusal, Section, WireError, body, describe, section};
+pub use observe::Observer;
+pub use source::{InDoubt, Outcome, SourceOptions, migrate};
+pub use transport::{Address, Listener};

@@ -1,0 +1,198 @@
+//! What a migration tells while it runs and when it has ended: the single source for terminals, JSON, logs
+//! and metrics.
+
+use std::time::Duration;
+
+use crate::fault::Fault;
+use crate::policy::{Decision, StopReason};
+
+/// Pages sent, by how they travelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct PageCounts {
+    /// Pages of zeros: a descriptor, no bytes.
+    pub zero: u64,
+    /// Pages sent as they are.
+    pub raw: u64,
+}
+
+impl PageCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.zero + self.raw
+    }
+}
+
+impl std::ops::AddAssign for PageCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.zero += other.zero;
+        self.raw += other.raw;
+    }
+}
+
+/// What one round did, and what the policy made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoundReport {
+    /// Its number; 0 sends every page.
+    pub round: u32,
+    /// Pages sent in it.
+    pub pages: PageCounts,
+    /// Bytes sent in it, headers included.
+    pub sent_bytes: u64,
+    /// From its first page to the destination's acknowledgement of its last.
+    pub elapsed: Duration,
+    /// Pages dirtied meanwhile, which are what remains to be sent.
+    pub dirtied_pages: u64,
+    /// Dirtied pages a second.
+    pub dirty_pages_per_second: u64,
+    /// Bytes that arrived a second.
+    pub bytes_per_second: u64,
+    /// The downtime that a switchover now would take.
+    pub predicted_downtime: Duration,
+    /// What comes next.
+    pub decision: Decision,
+    /// The stop rule that is nearest to firing (or fired).
+    pub nearest_rule: StopReason,
+}
+
+/// The downtime, by what it was spent on. The parts follow each other, so they add up to the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Downtime {
+    /// Getting every vCPU out of the guest and devices quiet.
+    pub pause: Duration,
+    /// Reading vCPU and device state.
+    pub save: Duration,
+    /// Reading the dirty log for the last time.
+    pub last_sync: Duration,
+    /// The last pages and the state, until the destination acknowledged them.
+    pub transfer: Duration,
+    /// Digests, with `--verify` only.
+    pub verify: Duration,
+    /// Restoring vCPU and device state on the destination.
+    pub load: Duration,
+    /// Ready, Commit and Running on the wire.
+    pub commit: Duration,
+    /// Starting the vCPUs on the destination.
+    pub resume: Duration,
+}
+
+impl Downtime {
+    /// Everything together: from the order to pause to the guest running on the destination.
+    pub fn total(&self) -> Duration {
+        self.parts().iter().map(|(_, d)| *d).sum()
+    }
+
+    /// The parts by name, in their order.
+    pub fn parts(&self) -> [(&'static str, Duration); 8] {
+        [
+            ("pause", self.pause),
+            ("save", self.save),
+            ("last_sync", self.last_sync),
+            ("transfer", self.transfer),
+            ("verify", self.verify),
+            ("load", self.load),
+            ("commit", self.commit),
+            ("resume", self.resume),
+        ]
+    }
+}
+
+/// How a migration ended, for the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutcomeKind {
+    /// The guest runs on the destination.
+    Moved,
+    /// The guest runs on the source, as if nothing had happened.
+    StillHere,
+    /// It is not known whether the destination runs it; the source holds it paused.
+    InDoubt,
+}
+
+impl OutcomeKind {
+    /// The word used in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Moved => "moved",
+            Self::StillHere => "still-here",
+            Self::InDoubt => "in-doubt",
+        }
+    }
+}
+
+/// What `--verify` found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Verification {
+    /// It was not asked for, or not reached.
+    Off,
+    /// The digests of all chunks agree.
+    Ok {
+        /// How many chunks of 2 MiB were compared.
+        chunks: u64,
+    },
+    /// Pages that differ, by guest-physical address.
+    Mismatch {
+        /// The first few of them.
+        guest_addresses: Vec<u64>,
+    },
+}
+
+/// How a migration went, whatever its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: OutcomeKind,
+    /// Which rule ended pre-copy, where it came that far.
+    pub stop_reason: Option<StopReason>,
+    /// How many rounds were sent, the last one (in the pause) included.
+    pub rounds: u32,
+    /// From the order to migrate to the end.
+    pub total: Duration,
+    /// Where the downtime went; absent unless the guest moved.
+    pub downtime: Option<Downtime>,
+    /// What the policy predicted as it decided to switch over.
+    pub predicted_downtime: Option<Duration>,
+    /// What the guest itself felt, where both sides share a clock and the guest beats.
+    pub guest_gap: Option<Duration>,
+    /// Bytes sent over all channels.
+    pub sent_bytes: u64,
+    /// Pages sent.
+    pub pages: PageCounts,
+    /// Bytes of guest memory.
+    pub ram_bytes: u64,
+    /// What `--verify` found.
+    pub verification: Verification,
+    /// Why it did not end in `moved`.
+    pub fault: Option<Fault>,
+}
+
+/// Something an observer may want to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The peer answered and this was agreed on.
+    Connected {
+        /// Protocol version.
+        version: u16,
+        /// Page channels.
+        channels: u16,
+    },
+    /// The destination is ready for pages.
+    Accepted,
+    /// Pages of the current round sent so far; at most a few a second.
+    Copying {
+        /// The round.
+        round: u32,
+        /// Pages of it handed to channels so far.
+        sent_pages: u64,
+        /// Pages it has in all.
+        total_pages: u64,
+    },
+    /// A round has ended.
+    Round(RoundReport),
+    /// The guest is paused for the switchover.
+    Paused,
+    /// The guest was committed to the destination.
+    Committed,
+    /// The destination runs the guest.
+    Running,
+    /// The source lets its guest run on.
+    Resumed,
+}

@@ -1,0 +1,83 @@
+//! The destination's driver.
+
+use std::time::Duration;
+
+use mig_core::{Fault, progress::PageCounts};
+
+use crate::cancel::Cancel;
+use crate::guest::{BoxError, DestinationVm, Incoming};
+use crate::observe::Observer;
+use crate::transport::Listener;
+
+/// How a receive went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveReport {
+    /// Rounds received, the last one included.
+    pub rounds: u32,
+    /// Bytes received over all page channels.
+    pub received_bytes: u64,
+    /// Pages received.
+    pub pages: PageCounts,
+    /// Bytes of guest memory.
+    pub ram_bytes: u64,
+    /// Time spent restoring state.
+    pub load: Duration,
+    /// Time spent starting the vCPUs.
+    pub resume: Duration,
+    /// What the guest itself felt, where that can be known.
+    pub guest_gap: Option<Duration>,
+}
+
+/// How a receive ended.
+#[must_use]
+pub enum Received<V> {
+    /// The guest runs here.
+    Running {
+        /// The guest.
+        vm: V,
+        /// How it went.
+        report: ReceiveReport,
+    },
+    /// The guest does not run here and never did; what had arrived is discarded. Another can be received.
+    NotReceived(Fault),
+    /// The copy is complete but the source vanished before it committed: it may be the last one.
+    InDoubt(HeldCopy<V>),
+}
+
+/// A complete, paused copy whose source has vanished.
+#[must_use]
+pub struct HeldCopy<V> {
+    vm: V,
+    fault: Fault,
+}
+
+impl<V: DestinationVm> HeldCopy<V> {
+    /// How it came to this.
+    pub fn fault(&self) -> &Fault {
+        &self.fault
+    }
+
+    /// The operator's word that the source does not and will not run the guest: runs it here.
+    ///
+    /// # Errors
+    /// The guest could not be resumed.
+    pub fn resume(self) -> Result<V, BoxError> {
+        unreachable!()
+    }
+
+    /// The operator's word that the source runs the guest: drops the copy.
+    pub fn discard(self) {
+        drop(self.vm);
+    }
+}
+
+/// Waits for a source and takes its guest. Strangers that connect meanwhile are turned away.
+pub fn receive<I: Incoming>(
+    listener: &Listener,
+    incoming: &mut I,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Received<I::Vm> {
+    let _ = (listener, incoming, cancel, observer);
+    unreachable!()
+}

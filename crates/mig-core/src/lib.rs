@@ -6,12 +6,11 @@
 
 pub mod bitmap;
 pub mod domain;
-pub mod fault;
 pub mod policy;
 pub mod progress;
 pub mod switchover;
 
 pub use bitmap::Bitmap;
 pub use domain::Domain;
-pub use fault::{Blame, Fault, Side, Step};
+pub use mig_wire::fault::{Blame, Fault, Side, Step};
 pub use switchover::RunPermit;

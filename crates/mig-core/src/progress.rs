@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::fault::Fault;
+use mig_wire::fault::Fault;
+
 use crate::policy::{Decision, StopReason};
 
 /// Pages sent, by how they travelled.

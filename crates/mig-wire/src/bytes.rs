@@ -204,6 +204,11 @@ impl Writer {
         self.blob(&text.as_bytes()[..text.floor_char_boundary_at(limit)])
     }
 
+    /// The bytes written so far.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The bytes written.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes

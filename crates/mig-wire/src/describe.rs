@@ -58,7 +58,7 @@ impl Description {
         for region in &self.regions {
             writer.u64(region.guest_address).u64(region.bytes);
         }
-        writer.u8(u8::from(self.boot_id.is_some())).raw(&self.boot_id.unwrap_or_default());
+        writer.u8(u8::from(self.boot_id.is_some())).raw(self.boot_id.as_ref().map_or(&[], |id| id));
         writer.count(self.schemas.len());
         for schema in &self.schemas {
             writer.text(&schema.name, section::MAX_NAME_BYTES).u16(schema.version);
@@ -75,7 +75,13 @@ impl Description {
         let regions = (0..reader.count(MAX_REGIONS, 16)?)
             .map(|_| Ok(Region { guest_address: reader.u64()?, bytes: reader.u64()? }))
             .collect::<Result<_, WireError>>()?;
-        let (has_boot_id, boot_id) = (reader.u8()?, reader.id()?);
+        let boot_id = match reader.u8()? {
+            0 => None,
+            1 => Some(reader.id()?),
+            value => {
+                return Err(WireError::Unknown { what: "presence of a boot id", value: u64::from(value) });
+            }
+        };
         let schemas = (0..reader.count(MAX_SCHEMAS, 6)?)
             .map(|_| Ok(Schema { name: reader.text(section::MAX_NAME_BYTES)?, version: reader.u16()? }))
             .collect::<Result<_, WireError>>()?;
@@ -84,7 +90,7 @@ impl Description {
             page_bytes,
             vcpus,
             regions,
-            boot_id: (has_boot_id != 0).then_some(boot_id),
+            boot_id,
             schemas,
             platform: section::read_all(reader)?,
         })

@@ -8,8 +8,16 @@
 pub mod body;
 pub mod bytes;
 pub mod describe;
+pub mod fault;
+pub mod frame;
+pub mod header;
+pub mod hello;
+pub mod pages;
 pub mod section;
 
 pub use bytes::WireError;
 pub use describe::{Description, Refusal};
+pub use fault::{Blame, Fault, Side, Step};
+pub use frame::Message;
+pub use header::{HEADER_BYTES, Header, Kind};
 pub use section::Section;

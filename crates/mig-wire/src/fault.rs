@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use crate::bytes::{Reader, WireError, Writer};
+
+/// The longest text in a fault, in bytes.
+pub const MAX_TEXT_BYTES: usize = 2048;
+
 /// Where a failure happened, as seen by the side that reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -71,6 +76,74 @@ impl Fault {
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = remedy.into();
         self
+    }
+
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        let (step, round) = self.step.to_wire();
+        writer.u8(self.side as u8).u8(self.blame as u8).u8(step).u32(round);
+        writer.text(&self.cause, MAX_TEXT_BYTES).text(&self.remedy, MAX_TEXT_BYTES);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let unknown = |what, value: u8| WireError::Unknown { what, value: u64::from(value) };
+        let side = match reader.u8()? {
+            0 => Side::Source,
+            1 => Side::Destination,
+            value => return Err(unknown("side of a fault", value)),
+        };
+        let blame = match reader.u8()? {
+            0 => Blame::Local,
+            1 => Blame::Peer,
+            2 => Blame::Network,
+            3 => Blame::Configuration,
+            value => return Err(unknown("blame of a fault", value)),
+        };
+        let (step, round) = (reader.u8()?, reader.u32()?);
+        let step = Step::from_wire(step, round).ok_or_else(|| unknown("step of a fault", step))?;
+        Ok(Self {
+            side,
+            step,
+            blame,
+            cause: reader.text(MAX_TEXT_BYTES)?,
+            remedy: reader.text(MAX_TEXT_BYTES)?,
+        })
+    }
+}
+
+/// Steps in the order of their numbers on the wire; `Round` carries its round beside it.
+const STEPS: [Step; 15] = [
+    Step::Connect,
+    Step::Handshake,
+    Step::Describe,
+    Step::Prepare,
+    Step::Attach,
+    Step::Track,
+    Step::Round(0),
+    Step::Pause,
+    Step::Save,
+    Step::LastSync,
+    Step::LastRound,
+    Step::Verify,
+    Step::Load,
+    Step::Commit,
+    Step::Resume,
+];
+
+impl Step {
+    fn to_wire(self) -> (u8, u32) {
+        let (plain, round) = match self {
+            Self::Round(round) => (Self::Round(0), round),
+            other => (other, 0),
+        };
+        let at = STEPS.iter().position(|s| *s == plain).expect("every step is in the table");
+        (at as u8, round)
+    }
+
+    fn from_wire(step: u8, round: u32) -> Option<Self> {
+        match STEPS.get(usize::from(step))? {
+            Self::Round(_) => Some(Self::Round(round)),
+            other => (round == 0).then_some(*other),
+        }
     }
 }
 

@@ -5,9 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod destination;
 pub mod domain;
+pub mod estimate;
+mod ledger;
 pub mod policy;
 pub mod progress;
+pub mod source;
 pub mod switchover;
 
 pub use bitmap::Bitmap;

@@ -1,0 +1,461 @@
+//! The destination's machine: from Hello to Running, NotReceived or InDoubt.
+//!
+//! Invariants:
+//! - it mints its permit on Commit, in the stage that follows its own Ready, and nowhere else;
+//! - an `Abort` it sends is a promise: it is sent only where the permit was never minted, and ends the machine;
+//! - everything a peer makes it keep is bounded by the description that was accepted.
+
+use std::time::Duration;
+
+use mig_wire::describe::{Description, Refusal};
+use mig_wire::fault::{Blame, Fault, Side, Step};
+use mig_wire::frame::{ChunkDigests, DestinationCosts, Message};
+use mig_wire::hello::{CAPABILITIES, Capabilities, Hello, Secret, VERSIONS, Welcome};
+use mig_wire::section::Section;
+
+use crate::domain::Domain;
+use crate::progress::Progress;
+use crate::switchover::RunPermit;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The source says something.
+    Message(Message),
+    /// The guest to fill is made.
+    Prepared(DestinationCosts),
+    /// It cannot be made.
+    Refused(Vec<Refusal>),
+    /// All page channels are attached.
+    Attached,
+    /// A channel has received its part of a round.
+    ChannelEnded {
+        /// The round.
+        round: u32,
+    },
+    /// All digests agree.
+    Verified,
+    /// Some differ.
+    Differs {
+        /// How many chunks.
+        chunks: u64,
+        /// The page digests of the first few.
+        samples: Vec<ChunkDigests>,
+    },
+    /// State is restored.
+    Loaded,
+    /// The guest runs.
+    Resumed,
+    /// What the guest felt is known, or will not be.
+    Gap(Option<Duration>),
+    /// Something failed here, or on the way.
+    Failed(Fault),
+    /// Somebody wants it to end.
+    Cancelled,
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Say something to the source.
+    Send(Message),
+    /// Make the guest to fill, or say why not.
+    Prepare(Box<Description>),
+    /// Let this many page channels attach.
+    Accept {
+        /// How many.
+        channels: u16,
+    },
+    /// Compare the digests of all chunks with these.
+    Verify(Vec<u64>),
+    /// Restore the state.
+    Load(Vec<Section>),
+    /// Run the guest.
+    Resume(RunPermit),
+    /// Find out what the guest felt.
+    FindGap,
+    /// Tell an observer.
+    Tell(Progress),
+    /// It is over.
+    End(End),
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum End {
+    /// The guest runs here.
+    Running(Received),
+    /// It does not, and never did.
+    NotReceived(Fault),
+    /// All is here, and the source went without a word: it may be the last copy.
+    InDoubt(Fault),
+    /// The permit was minted, and then the guest could not be started.
+    Lost(Fault),
+}
+
+/// How a receive went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Received {
+    /// Rounds received, the last one included.
+    pub rounds: u32,
+    /// Time spent on digests.
+    pub verify: Duration,
+    /// Time spent restoring.
+    pub load: Duration,
+    /// Time spent resuming.
+    pub resume: Duration,
+    /// What the guest felt.
+    pub guest_gap: Option<Duration>,
+}
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Destination {
+    secret: Secret,
+    channels: u16,
+    verify: bool,
+    /// Chunks of the accepted guest.
+    chunks: u64,
+    received: Received,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Stage {
+    AwaitingHello,
+    AwaitingDescription,
+    Preparing,
+    Attaching,
+    Receiving(Receiving),
+    Verifying { since: Duration, sections: Vec<Section> },
+    Loading { since: Duration },
+    Ready,
+    Resuming { since: Duration },
+    FindingGap,
+    Ended,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Receiving {
+    round: u32,
+    channels_ended: u16,
+    /// The last round and the state, once they came.
+    state: Option<(u32, Vec<Section>)>,
+    digests: Vec<u64>,
+    /// The last round is complete and acknowledged.
+    complete: bool,
+}
+
+impl Destination {
+    /// A machine that waits for a source. `secret` must be new for each; `channels` is the most it grants.
+    pub fn new(secret: Secret, channels: u16) -> Self {
+        let stage = Stage::AwaitingHello;
+        Self { secret, channels, verify: false, chunks: 0, received: Received::default(), stage }
+    }
+
+    /// Whether it is over.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.stage, Stage::Ended)
+    }
+
+    /// What the machine is doing, for faults that a driver makes.
+    pub fn step(&self) -> Step {
+        match &self.stage {
+            Stage::AwaitingHello => Step::Handshake,
+            Stage::AwaitingDescription => Step::Describe,
+            Stage::Preparing => Step::Prepare,
+            Stage::Attaching => Step::Attach,
+            Stage::Receiving(receiving) => Step::Round(receiving.round),
+            Stage::Verifying { .. } => Step::Verify,
+            Stage::Loading { .. } => Step::Load,
+            Stage::Ready => Step::Commit,
+            Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Step::Resume,
+        }
+    }
+
+    /// Takes an event at time `now` (any clock that does not go back, the same for all events).
+    #[must_use]
+    pub fn handle(mut self, now: Duration, event: Event) -> (Self, Vec<Action>) {
+        if self.has_ended() {
+            return (self, Vec::new());
+        }
+        let actions = match event {
+            Event::Message(message) => self.message(now, message),
+            Event::Prepared(costs) => self.prepared(costs),
+            Event::Refused(refusals) => self.refused(refusals),
+            Event::Attached => self.attached(),
+            Event::ChannelEnded { round } => self.channel_ended(now, round),
+            Event::Verified => self.verified(now),
+            Event::Differs { chunks, samples } => self.differs(chunks, samples),
+            Event::Loaded => self.loaded(now),
+            Event::Resumed => self.resumed(now),
+            Event::Gap(gap) => self.gap(gap),
+            Event::Failed(fault) => self.failed(fault),
+            Event::Cancelled => self.cancelled(),
+        };
+        (self, actions)
+    }
+
+    fn message(&mut self, now: Duration, message: Message) -> Vec<Action> {
+        match message {
+            Message::Hello(hello) => self.hello(&hello),
+            Message::Describe(description) => self.described(description),
+            Message::State { round, sections } => self.state(now, round, sections),
+            Message::Digests { first_chunk, digests } => self.digests(now, first_chunk, digests),
+            Message::Commit => self.commit(now),
+            Message::Abort(fault) => self.peer_aborted(fault),
+            Message::Welcome(_)
+            | Message::Accept(_)
+            | Message::Refuse(_)
+            | Message::Attach(_)
+            | Message::Attached
+            | Message::RoundAck { .. }
+            | Message::Ready { .. }
+            | Message::Mismatch { .. }
+            | Message::Running { .. }
+            | Message::Gap(_)
+            | Message::Lost(_)
+            | Message::Ping(_)
+            | Message::Pong(_) => self.out_of_turn("a message that only a destination sends"),
+        }
+    }
+
+    fn hello(&mut self, hello: &Hello) -> Vec<Action> {
+        let Stage::AwaitingHello = self.stage else { return self.out_of_turn("hello") };
+        let mut refusals = Vec::new();
+        let version = hello.common_version();
+        if version.is_none() {
+            refusals.push(Refusal::new(
+                "version",
+                format!(
+                    "the source speaks {} to {}, the destination {} to {}",
+                    hello.version_min,
+                    hello.version_max,
+                    VERSIONS.start(),
+                    VERSIONS.end()
+                ),
+                "use the same version on both sides",
+            ));
+        }
+        for bit in hello.missing_capabilities() {
+            refusals.push(Refusal::new(
+                "capability",
+                format!("the source requires one that the destination does not know, {bit}"),
+                "use the same version on both sides",
+            ));
+        }
+        if hello.channels == 0 {
+            refusals.push(Refusal::new("channels", "the source asks for none", "ask for at least 1"));
+        }
+        let Some(version) = version.filter(|_| refusals.is_empty()) else { return self.refused(refusals) };
+        let capabilities = (hello.required | hello.optional) & CAPABILITIES.bits();
+        self.verify = capabilities & Capabilities::VERIFY.bits() != 0;
+        self.channels = self.channels.min(hello.channels);
+        self.stage = Stage::AwaitingDescription;
+        let welcome = Welcome { version, capabilities, channels: self.channels, secret: self.secret };
+        vec![
+            Action::Send(Message::Welcome(welcome)),
+            Action::Tell(Progress::Connected { version, channels: self.channels }),
+        ]
+    }
+
+    fn described(&mut self, description: Box<Description>) -> Vec<Action> {
+        let Stage::AwaitingDescription = self.stage else { return self.out_of_turn("describe") };
+        match Domain::new(&description.regions) {
+            Ok(domain) => {
+                self.chunks = domain.chunks();
+                self.stage = Stage::Preparing;
+                vec![Action::Prepare(description)]
+            }
+            Err(error) => self.refused(vec![Refusal::new("memory", error.to_string(), "")]),
+        }
+    }
+
+    fn prepared(&mut self, costs: DestinationCosts) -> Vec<Action> {
+        let Stage::Preparing = self.stage else { return Vec::new() };
+        self.stage = Stage::Attaching;
+        vec![
+            Action::Tell(Progress::Accepted),
+            Action::Accept { channels: self.channels },
+            Action::Send(Message::Accept(costs)),
+        ]
+    }
+
+    fn refused(&mut self, refusals: Vec<Refusal>) -> Vec<Action> {
+        let step = self.step();
+        self.stage = Stage::Ended;
+        let reasons: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+        let fault = Fault::new(
+            Side::Destination,
+            step,
+            Blame::Configuration,
+            format!("refused the guest: {}", reasons.join("; ")),
+        );
+        vec![Action::Send(Message::Refuse(refusals)), Action::End(End::NotReceived(fault))]
+    }
+
+    fn attached(&mut self) -> Vec<Action> {
+        let Stage::Attaching = self.stage else { return Vec::new() };
+        self.stage = Stage::Receiving(Receiving::default());
+        Vec::new()
+    }
+
+    fn channel_ended(&mut self, now: Duration, ended: u32) -> Vec<Action> {
+        let channels = self.channels;
+        let Stage::Receiving(receiving) = &mut self.stage else {
+            return self.out_of_turn("the end of a round");
+        };
+        if ended != receiving.round || receiving.complete {
+            return self.out_of_turn("the end of another round");
+        }
+        receiving.channels_ended += 1;
+        if receiving.channels_ended < channels {
+            return Vec::new();
+        }
+        let round = receiving.round;
+        receiving.channels_ended = 0;
+        receiving.complete = receiving.state.as_ref().is_some_and(|(last, _)| *last == round);
+        if !receiving.complete {
+            receiving.round = round.saturating_add(1);
+        }
+        self.received.rounds = round.saturating_add(1);
+        let mut actions = vec![Action::Send(Message::RoundAck { round })];
+        actions.extend(self.load_when_complete(now));
+        actions
+    }
+
+    fn state(&mut self, now: Duration, round: u32, sections: Vec<Section>) -> Vec<Action> {
+        let Stage::Receiving(receiving) = &mut self.stage else { return self.out_of_turn("state") };
+        // State names its round; it may overtake the pages of that round, or come after them.
+        let arrived = receiving.round.checked_sub(1) == Some(round) && receiving.channels_ended == 0;
+        if receiving.state.is_some() || !(round == receiving.round || arrived) {
+            return self.out_of_turn("state of another round");
+        }
+        receiving.complete = arrived;
+        receiving.state = Some((round, sections));
+        self.load_when_complete(now)
+    }
+
+    fn digests(&mut self, now: Duration, first_chunk: u64, digests: Vec<u64>) -> Vec<Action> {
+        let (verify, chunks) = (self.verify, self.chunks);
+        let Stage::Receiving(receiving) = &mut self.stage else { return self.out_of_turn("digests") };
+        let known = receiving.digests.len() as u64;
+        if !verify || first_chunk != known || known + digests.len() as u64 > chunks {
+            return self.out_of_turn("digests of other chunks");
+        }
+        receiving.digests.extend(digests);
+        self.load_when_complete(now)
+    }
+
+    fn load_when_complete(&mut self, now: Duration) -> Vec<Action> {
+        let (verify, chunks) = (self.verify, self.chunks);
+        let Stage::Receiving(receiving) = &mut self.stage else { return Vec::new() };
+        if !receiving.complete || (verify && (receiving.digests.len() as u64) < chunks) {
+            return Vec::new();
+        }
+        let Some((_, sections)) = receiving.state.take() else { return Vec::new() };
+        if verify {
+            let digests = std::mem::take(&mut receiving.digests);
+            self.stage = Stage::Verifying { since: now, sections };
+            return vec![Action::Verify(digests)];
+        }
+        self.stage = Stage::Loading { since: now };
+        vec![Action::Load(sections)]
+    }
+
+    fn verified(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::Verifying { since, sections } = &mut self.stage else { return Vec::new() };
+        self.received.verify = now.saturating_sub(*since);
+        let sections = std::mem::take(sections);
+        self.stage = Stage::Loading { since: now };
+        vec![Action::Load(sections)]
+    }
+
+    fn differs(&mut self, chunks: u64, samples: Vec<ChunkDigests>) -> Vec<Action> {
+        let Stage::Verifying { .. } = self.stage else { return Vec::new() };
+        self.stage = Stage::Ended;
+        let cause = format!("memory differs from the source's in {chunks} chunks of 2 MiB");
+        let fault = Fault::new(Side::Destination, Step::Verify, Blame::Local, cause);
+        vec![Action::Send(Message::Mismatch { chunks, samples }), Action::End(End::NotReceived(fault))]
+    }
+
+    fn loaded(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::Loading { since } = self.stage else { return Vec::new() };
+        self.received.load = now.saturating_sub(since);
+        self.stage = Stage::Ready;
+        vec![Action::Send(Message::Ready { verify: self.received.verify, load: self.received.load })]
+    }
+
+    /// The source gave the guest away: from here on it is ours.
+    fn commit(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::Ready = self.stage else { return self.out_of_turn("commit") };
+        self.stage = Stage::Resuming { since: now };
+        vec![Action::Resume(RunPermit::mint())]
+    }
+
+    fn resumed(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::Resuming { since } = self.stage else { return Vec::new() };
+        self.received.resume = now.saturating_sub(since);
+        self.stage = Stage::FindingGap;
+        vec![
+            Action::Send(Message::Running { resume: self.received.resume }),
+            Action::Tell(Progress::Running),
+            Action::FindGap,
+        ]
+    }
+
+    fn gap(&mut self, gap: Option<Duration>) -> Vec<Action> {
+        let Stage::FindingGap = self.stage else { return Vec::new() };
+        self.received.guest_gap = gap;
+        self.stage = Stage::Ended;
+        vec![Action::Send(Message::Gap(gap)), Action::End(End::Running(self.received))]
+    }
+
+    fn peer_aborted(&mut self, fault: Fault) -> Vec<Action> {
+        match self.stage {
+            // an abort after Commit cannot be: the source gave the guest away
+            Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Vec::new(),
+            _ => {
+                self.stage = Stage::Ended;
+                vec![Action::End(End::NotReceived(fault))]
+            }
+        }
+    }
+
+    fn failed(&mut self, fault: Fault) -> Vec<Action> {
+        match self.stage {
+            Stage::Ended => Vec::new(),
+            Stage::Resuming { .. } if fault.blame == Blame::Network => Vec::new(),
+            Stage::Resuming { .. } => {
+                self.stage = Stage::Ended;
+                vec![Action::Send(Message::Lost(fault.clone())), Action::End(End::Lost(fault))]
+            }
+            // it runs; who else could not be told does not matter to it
+            Stage::FindingGap => Vec::new(),
+            Stage::Ready if fault.blame == Blame::Network => {
+                self.stage = Stage::Ended;
+                vec![Action::End(End::InDoubt(fault))]
+            }
+            _ => self.give_up(fault),
+        }
+    }
+
+    fn cancelled(&mut self) -> Vec<Action> {
+        match self.stage {
+            Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Vec::new(),
+            _ => self.give_up(Fault::new(Side::Destination, self.step(), Blame::Configuration, "cancelled")),
+        }
+    }
+
+    fn out_of_turn(&mut self, what: &str) -> Vec<Action> {
+        let cause = format!("the source sent {what} out of turn");
+        let fault = Fault::new(Side::Destination, self.step(), Blame::Peer, cause);
+        self.failed(fault.remedy("use the same version on both sides"))
+    }
+
+    /// Ends it where the permit was never minted.
+    fn give_up(&mut self, fault: Fault) -> Vec<Action> {
+        self.stage = Stage::Ended;
+        vec![Action::Send(Message::Abort(fault.clone())), Action::End(End::NotReceived(fault))]
+    }
+}

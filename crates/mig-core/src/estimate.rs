@@ -1,0 +1,164 @@
+//! What a switchover now would cost, from what was measured so far.
+//!
+//! A round costs a fixed overhead and its bytes over the bandwidth. Large rounds teach the bandwidth (newer
+//! ones count double), small ones the overhead. All integers, so that states stay `Eq` and `Hash`.
+
+use std::time::Duration;
+
+use crate::domain::PAGE_BYTES;
+
+/// Rounds of at least this many bytes measure the bandwidth, smaller ones the overhead of a round.
+const BANDWIDTH_SAMPLE_BYTES: u64 = 1 << 20;
+/// Assumed before anything was measured: 1 Gbit/s, so that the first guess is no promise.
+const UNKNOWN_BYTES_PER_SECOND: u64 = 125_000_000;
+
+/// Measured costs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Estimate {
+    /// Pausing, as the VM expects it.
+    pub pause: Duration,
+    /// Saving, as the VM expects it.
+    pub save: Duration,
+    /// Reading the dirty log, measured last.
+    pub sync: Duration,
+    /// There and back on the control channel.
+    pub round_trip: Duration,
+    /// Restoring, as the destination expects it.
+    pub load: Duration,
+    /// Resuming, as the destination expects it.
+    pub resume: Duration,
+    /// Digests, on the slower side.
+    pub verify: Duration,
+    weighted_bytes: u64,
+    weighted_nanos: u64,
+    overhead: Duration,
+    dirty_pages: u64,
+    dirty_over: Duration,
+}
+
+impl Estimate {
+    /// A round has arrived.
+    pub fn round(&mut self, sent_bytes: u64, elapsed: Duration) {
+        if sent_bytes >= BANDWIDTH_SAMPLE_BYTES {
+            self.weighted_bytes = self.weighted_bytes / 2 + sent_bytes;
+            self.weighted_nanos = self.weighted_nanos / 2 + nanos(elapsed).max(1);
+        } else {
+            let surplus = elapsed.saturating_sub(self.on_the_wire(sent_bytes));
+            self.overhead = if self.overhead.is_zero() { surplus } else { (self.overhead + surplus) / 2 };
+        }
+    }
+
+    /// The dirty log was read, `over` after it was read before.
+    pub fn dirtied(&mut self, pages: u64, over: Duration, sync: Duration) {
+        (self.dirty_pages, self.dirty_over, self.sync) = (pages, over, sync);
+    }
+
+    /// Bytes that arrive in a second.
+    pub fn bytes_per_second(&self) -> u64 {
+        if self.weighted_nanos == 0 {
+            return UNKNOWN_BYTES_PER_SECOND;
+        }
+        ratio(self.weighted_bytes, 1_000_000_000, self.weighted_nanos).max(1)
+    }
+
+    /// Pages dirtied in a second.
+    pub fn dirty_pages_per_second(&self) -> u64 {
+        ratio(self.dirty_pages, 1_000_000_000, nanos(self.dirty_over).max(1))
+    }
+
+    /// The downtime of a switchover now, with `dirty_pages` to send.
+    pub fn downtime(&self, dirty_pages: u64) -> Duration {
+        let meanwhile = self.dirtied_within(self.sync + self.pause).min(dirty_pages);
+        self.fixed() + self.sending(dirty_pages + meanwhile)
+    }
+
+    /// The downtime of a switchover after another round, with `dirty_pages` to send in that.
+    pub fn downtime_after_round(&self, dirty_pages: u64) -> Duration {
+        let next = self.dirtied_within(self.sending(dirty_pages) + self.sync);
+        self.downtime(next.min(dirty_pages))
+    }
+
+    fn fixed(&self) -> Duration {
+        self.pause + self.save + self.sync + self.verify + self.load + self.round_trip + self.resume
+    }
+
+    fn sending(&self, pages: u64) -> Duration {
+        self.overhead.max(self.round_trip) + self.on_the_wire(pages.saturating_mul(PAGE_BYTES))
+    }
+
+    fn on_the_wire(&self, bytes: u64) -> Duration {
+        Duration::from_nanos(ratio(bytes, 1_000_000_000, self.bytes_per_second()))
+    }
+
+    fn dirtied_within(&self, time: Duration) -> u64 {
+        ratio(self.dirty_pages, nanos(time), nanos(self.dirty_over).max(1))
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// a * b / c without overflow on the way.
+fn ratio(a: u64, b: u64, c: u64) -> u64 {
+    u64::try_from(u128::from(a) * u128::from(b) / u128::from(c)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at_1_gb_per_second() -> Estimate {
+        let mut estimate = Estimate::default();
+        estimate.round(1_000_000_000, Duration::from_secs(1));
+        estimate
+    }
+
+    #[test]
+    fn bandwidth_follows_the_newer_rounds() {
+        let mut estimate = at_1_gb_per_second();
+        assert_eq!(estimate.bytes_per_second(), 1_000_000_000);
+        for _ in 0..10 {
+            estimate.round(1_000_000_000, Duration::from_secs(2));
+        }
+        assert!((500_000_000..501_000_000).contains(&estimate.bytes_per_second()));
+    }
+
+    #[test]
+    fn small_rounds_teach_the_overhead_and_leave_the_bandwidth_alone() {
+        let mut estimate = at_1_gb_per_second();
+        estimate.round(100_000, Duration::from_micros(1100));
+        assert_eq!(estimate.bytes_per_second(), 1_000_000_000);
+        assert_eq!(estimate.downtime(0), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn the_downtime_holds_every_cost() {
+        let mut estimate = at_1_gb_per_second();
+        let ms = Duration::from_millis;
+        (estimate.pause, estimate.save, estimate.load) = (ms(1), ms(2), ms(4));
+        (estimate.resume, estimate.verify, estimate.round_trip) = (ms(8), ms(16), ms(32));
+        estimate.dirtied(0, ms(100), ms(64));
+        // 1000 pages are 4.096 ms; the round trip counts once for the pages and once for the commit
+        assert_eq!(estimate.downtime(1000), ms(127 + 32) + Duration::from_micros(4096));
+    }
+
+    #[test]
+    fn another_round_helps_as_far_as_the_guest_is_slower_than_the_link() {
+        let mut estimate = at_1_gb_per_second();
+        estimate.dirtied(1000, Duration::from_secs(1), Duration::ZERO);
+        let (now, next) = (estimate.downtime(100_000), estimate.downtime_after_round(100_000));
+        assert!(next < now / 100, "{next:?} after {now:?}");
+        estimate.dirtied(1_000_000, Duration::from_secs(1), Duration::ZERO);
+        assert_eq!(estimate.downtime_after_round(100_000), estimate.downtime(100_000));
+    }
+
+    #[test]
+    fn extreme_figures_neither_overflow_nor_divide_by_zero() {
+        let mut estimate = Estimate::default();
+        estimate.round(u64::MAX, Duration::ZERO);
+        estimate.dirtied(u64::MAX, Duration::ZERO, Duration::ZERO);
+        estimate.downtime_after_round(u64::MAX / 2);
+        estimate.dirty_pages_per_second();
+    }
+}

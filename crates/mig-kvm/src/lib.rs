@@ -1,1 +1,15 @@
-//! placeholder
+//! Live migration on KVM: dirty logs, vCPU and VM state, time, CPU compatibility, pausing.
+//!
+//! Knows KVM and guest memory, never a socket. What a kernel can do is asked once ([`cap::Caps`]) and nothing
+//! optional is used without asking.
+
+pub mod cap;
+pub mod dirty;
+pub mod error;
+mod ioctl;
+pub mod kick;
+
+pub use cap::Caps;
+pub use dirty::{DirtyLog, Slot};
+pub use error::KvmError;
+pub use kick::{Ended, ExitHandler, Flow, Gate};

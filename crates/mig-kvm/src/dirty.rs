@@ -1,0 +1,262 @@
+//! Finding written pages: KVM's dirty log of each memory slot, and the VMM's own writes.
+//!
+//! Invariant: from `start` to `stop` a page that is written after it was last re-armed is in the next
+//! `sync`. KVM's log holds what vCPUs (and KVM itself) wrote; `vm-memory`'s bitmap holds what this process
+//! wrote; `sync` is their union.
+
+#![allow(unsafe_code)]
+
+mod bitmap_log;
+mod manual_log;
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use mig::describe::Region;
+use mig::domain::{Extent, PAGE_BYTES};
+use mig::{Bitmap, BoxError, DirtyTracker, Domain};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
+
+use crate::cap::Caps;
+use crate::error::KvmError;
+use crate::ioctl;
+
+/// A memory slot that the VMM gave to KVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The slot's number.
+    pub slot: u32,
+    /// The guest memory it holds.
+    pub region: Region,
+    /// Where that is mapped in this process.
+    pub host_address: u64,
+}
+
+/// How pages are re-armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// `rearm` re-arms the pages it is told (KVM_CLEAR_DIRTY_LOG), reading the log does not.
+    Manual,
+    /// Reading the log re-arms every page at once.
+    OnRead,
+}
+
+/// The dirty tracker of a guest on KVM.
+pub struct DirtyLog {
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+    slots: Vec<Tracked>,
+    protection: Protection,
+    manual_flags: u64,
+    /// One slot's log; as large as the largest slot, so that `sync` allocates nothing for KVM's part.
+    words: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    slot: Slot,
+    extent: Extent,
+    logging: bool,
+}
+
+impl DirtyLog {
+    /// The best log that this KVM has: manual protection where it exists.
+    ///
+    /// # Errors
+    /// [`KvmError::Slot`] when the slots are not exactly the regions of `memory`.
+    pub fn new(
+        vm: Arc<VmFd>,
+        slots: Vec<Slot>,
+        memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+        caps: &Caps,
+    ) -> Result<Self, KvmError> {
+        let protection = if manual_log::supported(caps) { Protection::Manual } else { Protection::OnRead };
+        Self::with_protection(vm, slots, memory, caps, protection)
+    }
+
+    /// A log with the protection chosen by the caller.
+    ///
+    /// # Errors
+    /// As for [`DirtyLog::new`]; [`KvmError::Missing`] when this KVM has no manual protection.
+    pub fn with_protection(
+        vm: Arc<VmFd>,
+        mut slots: Vec<Slot>,
+        memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+        caps: &Caps,
+        protection: Protection,
+    ) -> Result<Self, KvmError> {
+        if protection == Protection::Manual && !manual_log::supported(caps) {
+            return Err(KvmError::Missing { what: "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2" });
+        }
+        slots.sort_by_key(|s| s.region.guest_address);
+        let regions: Vec<Region> = slots.iter().map(|s| s.region).collect();
+        let domain = Domain::new(&regions)?;
+        if memory.num_regions() != slots.len() {
+            return Err(KvmError::Slot { slot: 0, why: "there are not as many slots as regions" });
+        }
+        for slot in &slots {
+            check(slot, &memory)?;
+        }
+        let largest = domain.extents().iter().map(|e| words_of(e.pages)).max().unwrap_or(0);
+        let slots = slots
+            .into_iter()
+            .zip(domain.extents())
+            .map(|(slot, extent)| Tracked { slot, extent: *extent, logging: false })
+            .collect();
+        let manual_flags = caps.manual_dirty_log;
+        Ok(Self { vm, memory, slots, protection, manual_flags, words: vec![0; largest] })
+    }
+
+    /// How pages are re-armed.
+    pub fn protection(&self) -> Protection {
+        self.protection
+    }
+
+    fn begin(&mut self) -> Result<(), KvmError> {
+        match self.protection {
+            Protection::Manual => manual_log::choose(&self.vm, self.manual_flags)?,
+            Protection::OnRead => bitmap_log::choose(&self.vm, self.manual_flags)?,
+        }
+        for tracked in &mut self.slots {
+            // SAFETY: `memory`, which this struct keeps alive, maps the region there: `check` compared them.
+            unsafe { set_flags(&self.vm, &tracked.slot, KVM_MEM_LOG_DIRTY_PAGES)? };
+            tracked.logging = true;
+        }
+        // Our own writes so far are in memory already (vm-memory marks a page after it wrote it), so a
+        // reader that begins after this point sees them; and every page counts as dirty now anyway.
+        for region in self.memory.iter() {
+            drop(own(region).get_and_reset());
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, dirty: &mut Bitmap) -> Result<(), KvmError> {
+        for tracked in self.slots.iter().filter(|t| t.logging) {
+            let words = &mut self.words[..words_of(tracked.extent.pages)];
+            // SAFETY: the kernel accepted the slot with this size when its log was switched on, and would
+            // not change it afterwards; `words` has a bit for each of its pages.
+            unsafe { ioctl::dirty_log(&self.vm, tracked.slot.slot, words)? };
+            dirty.or_words(tracked.extent.first_page, trimmed(words, tracked.extent.pages));
+        }
+        self.own_writes(dirty);
+        Ok(())
+    }
+
+    /// Adds and forgets what this process wrote through `vm-memory`.
+    ///
+    /// No bit is lost: `get_and_reset` swaps each word atomically, and a writer sets its bit after its
+    /// bytes, so a write is either in this drain, or its bit is set later and is in the next one, even
+    /// if the page was sent in between. (It returns a fresh Vec, the one allocation of a `sync`:
+    /// `vm-memory` offers no other atomic way to take words.)
+    fn own_writes(&self, dirty: &mut Bitmap) {
+        for (region, tracked) in self.memory.iter().zip(&self.slots) {
+            let mut words = own(region).get_and_reset();
+            dirty.or_words(tracked.extent.first_page, trimmed(&mut words, tracked.extent.pages));
+        }
+    }
+
+    fn rearm_window(&self, first_page: u64, words: &[u64]) -> Result<(), KvmError> {
+        let window = || KvmError::Window { first_page, end_page: first_page + words.len() as u64 * 64 };
+        let tracked = self
+            .slots
+            .iter()
+            .find(|t| t.extent.first_page <= first_page && first_page < t.extent.end_page())
+            .ok_or_else(window)?;
+        let first = first_page - tracked.extent.first_page;
+        let left = tracked.extent.pages - first;
+        let (inside, outside) = words.split_at(words.len().min(words_of(left)));
+        let beyond = !left.is_multiple_of(64)
+            && inside.len() == words_of(left)
+            && inside.last().is_some_and(|w| w >> (left % 64) != 0);
+        if !first.is_multiple_of(64) || beyond || outside.iter().any(|w| *w != 0) {
+            return Err(window());
+        }
+        match self.protection {
+            Protection::Manual => manual_log::rearm(&self.vm, tracked.slot.slot, first, left, inside),
+            Protection::OnRead => Ok(()),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), KvmError> {
+        let mut first_error = Ok(());
+        for tracked in self.slots.iter_mut().filter(|t| t.logging) {
+            // SAFETY: as in `begin`.
+            let result = unsafe { set_flags(&self.vm, &tracked.slot, 0) };
+            tracked.logging = result.is_err();
+            first_error = first_error.and(result);
+        }
+        first_error
+    }
+}
+
+impl DirtyTracker for DirtyLog {
+    fn start(&mut self) -> Result<(), BoxError> {
+        Ok(self.begin()?)
+    }
+
+    fn sync(&mut self, dirty: &mut Bitmap) -> Result<(), BoxError> {
+        Ok(self.read(dirty)?)
+    }
+
+    fn rearm(&self, first_page: u64, words: &[u64]) -> Result<(), BoxError> {
+        Ok(self.rearm_window(first_page, words)?)
+    }
+
+    fn stop(&mut self) -> Result<(), BoxError> {
+        Ok(self.end()?)
+    }
+}
+
+/// What this process wrote to a region (the region's own `bitmap` method hides the words).
+fn own(region: &GuestRegionMmap<AtomicBitmap>) -> &AtomicBitmap {
+    let mapping: &MmapRegion<AtomicBitmap> = region;
+    mapping.bitmap()
+}
+
+fn words_of(pages: u64) -> usize {
+    usize::try_from(pages.div_ceil(64)).expect("a domain's words fit")
+}
+
+/// Unsets the bits past the last page, which belong to none.
+fn trimmed(words: &mut [u64], pages: u64) -> &[u64] {
+    let words = &mut words[..words_of(pages)];
+    if let (Some(last), 1..) = (words.last_mut(), pages % 64) {
+        *last &= !(!0 << (pages % 64));
+    }
+    words
+}
+
+fn check(slot: &Slot, memory: &GuestMemoryMmap<AtomicBitmap>) -> Result<(), KvmError> {
+    let wrong = |why| KvmError::Slot { slot: slot.slot, why };
+    let start = GuestAddress(slot.region.guest_address);
+    let region = memory.find_region(start).ok_or(wrong("no region there"))?;
+    if region.start_addr() != start || region.len() != slot.region.bytes {
+        return Err(wrong("the region has other bounds"));
+    }
+    let host = memory.get_host_address(start).map_err(|_| wrong("the region is not mapped"))?;
+    if host as u64 != slot.host_address {
+        return Err(wrong("the region is mapped elsewhere"));
+    }
+    if own(region).len() as u64 != slot.region.bytes / PAGE_BYTES {
+        return Err(wrong("its bitmap does not count pages of 4096 bytes"));
+    }
+    Ok(())
+}
+
+/// # Safety
+/// The slot's region is mapped at its host address and stays so while the VM lives.
+unsafe fn set_flags(vm: &VmFd, slot: &Slot, flags: u32) -> Result<(), KvmError> {
+    let region = kvm_userspace_memory_region {
+        slot: slot.slot,
+        flags,
+        guest_phys_addr: slot.region.guest_address,
+        memory_size: slot.region.bytes,
+        userspace_addr: slot.host_address,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { ioctl::set_memory_region(vm, region) }
+}

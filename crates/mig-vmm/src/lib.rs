@@ -1,1 +1,3 @@
-//! placeholder
+//! A minimal VMM on KVM: the worked example of an embedder of `mig`.
+
+pub mod workload;

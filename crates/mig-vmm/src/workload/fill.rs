@@ -1,0 +1,91 @@
+//! Memory full of bytes that no encoding makes smaller, and that the host can tell again.
+//!
+//! Every page is SplitMix64's output from a seed of its own, its page number.
+
+use std::ops::Range;
+
+use super::image::{read, write};
+use super::layout::PAGE_BYTES;
+use super::{Memory, WorkloadError};
+
+/// Pages written or read at a time: large enough for one copy, small enough for a core's cache.
+const CHUNK_PAGES: u64 = 64;
+const QUADWORDS: usize = PAGE_BYTES as usize / 8;
+const MAX_THREADS: usize = 8;
+
+/// Fills the pages.
+pub(super) fn fill(memory: &Memory, pages: &[Range<u64>]) -> Result<(), WorkloadError> {
+    in_parallel(pages, |chunk| write(memory, chunk.start * PAGE_BYTES, &contents(chunk)))
+}
+
+/// Compares the pages; how many they were.
+pub(super) fn verify(memory: &Memory, pages: &[Range<u64>]) -> Result<u64, WorkloadError> {
+    in_parallel(pages, |chunk| {
+        let expected = contents(chunk.clone());
+        let mut found = vec![0; expected.len()];
+        read(memory, chunk.start * PAGE_BYTES, &mut found)?;
+        if expected == found {
+            return Ok(());
+        }
+        let quadword = |bytes: &[u8], at: usize| {
+            u64::from_le_bytes(std::array::from_fn(|i| bytes.get(at * 8 + i).copied().unwrap_or(0)))
+        };
+        let differing = expected.iter().zip(&found).position(|(a, b)| a != b).unwrap_or(0) / 8;
+        let address = chunk.start * PAGE_BYTES + differing as u64 * 8;
+        Err(WorkloadError::Changed {
+            what: "the fill",
+            page: address / PAGE_BYTES,
+            address,
+            expected: quadword(&expected, differing),
+            found: quadword(&found, differing),
+        })
+    })?;
+    Ok(pages.iter().map(|range| range.end - range.start).sum())
+}
+
+fn contents(pages: Range<u64>) -> Vec<u8> {
+    let mut bytes = vec![0; (pages.end - pages.start) as usize * PAGE_BYTES as usize];
+    for (page, bytes) in pages.zip(bytes.chunks_exact_mut(PAGE_BYTES as usize)) {
+        let mut state = page << 32;
+        let (quadwords, _) = bytes.as_chunks_mut::<8>();
+        for quadword in &mut quadwords[..QUADWORDS] {
+            *quadword = split_mix(&mut state).to_le_bytes();
+        }
+    }
+    bytes
+}
+
+/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+pub(super) fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// Calls `f` for every chunk of the pages, on several threads; the first error of the lowest-numbered thread.
+fn in_parallel(
+    pages: &[Range<u64>],
+    f: impl Fn(Range<u64>) -> Result<(), WorkloadError> + Sync,
+) -> Result<(), WorkloadError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let chunks = || {
+        pages.iter().flat_map(|range| {
+            range
+                .clone()
+                .step_by(CHUNK_PAGES as usize)
+                .map(move |start| start..(start + CHUNK_PAGES).min(range.end))
+        })
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                let f = &f;
+                scope.spawn(move || chunks().skip(thread).step_by(threads).try_for_each(f))
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}

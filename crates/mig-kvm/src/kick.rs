@@ -153,7 +153,7 @@ impl Gate {
         handler: &mut impl ExitHandler,
     ) -> Result<Ended, KvmError> {
         unblock(self.signal)?;
-        let run = RunPage::map(&*vcpu.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let run = RunPage::map(&vcpu.lock().unwrap_or_else(PoisonError::into_inner))?;
         let registration = self.register(index, run)?;
         while registration.wait_until_open() {
             let mut fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);

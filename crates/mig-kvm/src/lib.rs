@@ -8,8 +8,16 @@ pub mod dirty;
 pub mod error;
 mod ioctl;
 pub mod kick;
+pub mod state;
+pub mod time;
+pub mod vcpu;
+pub mod vm;
 
 pub use cap::Caps;
 pub use dirty::{DirtyLog, Slot};
 pub use error::KvmError;
 pub use kick::{Ended, ExitHandler, Flow, Gate};
+pub use state::KvmState;
+pub use time::{GuestTime, TimePlan};
+pub use vcpu::{SaveContext, VcpuState};
+pub use vm::VmState;

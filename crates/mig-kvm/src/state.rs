@@ -1,0 +1,129 @@
+//! All of a guest's KVM state at once, in the one order that is right: VM and vCPUs depend on each other.
+
+use std::ops::Deref;
+
+use kvm_ioctls::{VcpuFd, VmFd};
+use mig::{Section, body};
+use serde::de::DeserializeOwned;
+
+use crate::cap::Caps;
+use crate::error::{Call, KvmError};
+use crate::time::{GuestTime, TimePlan};
+use crate::vcpu::{self, RestoreContext, SaveContext, VcpuState};
+use crate::vm::{self, VmState};
+
+/// The KVM side of a guest, saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvmState {
+    /// Chips and clock.
+    pub vm: VmState,
+    /// The vCPUs, by index.
+    pub vcpus: Vec<VcpuState>,
+}
+
+/// Saves vCPUs and VM. Every vCPU is out of KVM_RUN ([`crate::Gate::close`]); `vcpus` are its vCPUs by index,
+/// locked: references, or the mutexes' guards.
+///
+/// # Errors
+/// The first call that fails; nothing is ever left out.
+pub fn save<V: Deref<Target = VcpuFd>>(
+    vm: &VmFd,
+    vcpus: &[V],
+    context: &SaveContext,
+) -> Result<KvmState, KvmError> {
+    let vcpus = vcpus.iter().map(|v| vcpu::save(v, context)).collect::<Result<_, _>>()?;
+    // The clock last: what passed since it was read is what the guest's time advances by.
+    Ok(KvmState { vm: vm::save(vm, context)?, vcpus })
+}
+
+/// Restores them into a VM and vCPUs that have never run, guest memory in place; returns how time went on.
+///
+/// # Errors
+/// The first call that fails; the guest is of no use afterwards.
+pub fn restore<V: Deref<Target = VcpuFd>>(
+    vm: &VmFd,
+    vcpus: &[V],
+    state: &KvmState,
+    caps: &Caps,
+    choice: GuestTime,
+) -> Result<TimePlan, KvmError> {
+    if vcpus.len() != state.vcpus.len() {
+        let why = format!("state of {} vcpus for a guest of {}", state.vcpus.len(), vcpus.len());
+        return Err(KvmError::DoesNotFit { why });
+    }
+    let saved = &state.vm.clock;
+    let time = TimePlan::new(choice, saved.host, saved.host_tsc_khz, crate::time::boot_id().ok());
+    vm::restore_clock(vm, &state.vm, &time)?;
+    for (fd, state) in vcpus.iter().zip(&state.vcpus) {
+        // Before the guest's own frequency is set a vCPU has the host's.
+        let host_tsc_khz = fd.get_tsc_khz().call("KVM_GET_TSC_KHZ")?;
+        vcpu::restore(fd, state, &RestoreContext { caps: caps.clone(), host_tsc_khz, time })?;
+    }
+    vm::restore_chips(vm, &state.vm, &time)?;
+    if caps.kvmclock_ctrl {
+        for fd in vcpus {
+            tell_stopped(fd)?;
+        }
+    }
+    Ok(time)
+}
+
+impl KvmState {
+    /// One section for the VM and one for each vCPU.
+    pub fn to_sections(&self) -> Vec<Section> {
+        let vcpus = self.vcpus.iter().zip(0u32..).map(|(state, index)| state.to_section(index));
+        std::iter::once(self.vm.to_section()).chain(vcpus).collect()
+    }
+
+    /// Picks its sections out of all that came; others are for other devices.
+    ///
+    /// # Errors
+    /// [`KvmError::DoesNotFit`] when one is missing or there twice, or what reading it says.
+    pub fn from_sections(sections: &[Section], vcpus: usize) -> Result<Self, KvmError> {
+        let only = |name: &'static str, instance: usize| {
+            let mut found =
+                sections.iter().filter(|s| s.name == name && usize::try_from(s.instance) == Ok(instance));
+            match (found.next(), found.next()) {
+                (Some(section), None) => Ok(section),
+                (first, _) => {
+                    let how = if first.is_some() { "there twice" } else { "missing" };
+                    Err(KvmError::DoesNotFit { why: format!("section {name} {instance} is {how}") })
+                }
+            }
+        };
+        let vm = VmState::from_section(only(vm::NAME, 0)?)?;
+        let count = sections.iter().filter(|s| s.name == vcpu::NAME).count();
+        if count != vcpus {
+            return Err(KvmError::DoesNotFit {
+                why: format!("state of {count} vcpus for a guest of {vcpus}"),
+            });
+        }
+        let vcpus =
+            (0..vcpus).map(|i| VcpuState::from_section(only(vcpu::NAME, i)?)).collect::<Result<_, _>>()?;
+        Ok(Self { vm, vcpus })
+    }
+}
+
+/// Has a guest with kvmclock know that it was stopped, so that its watchdogs stay quiet.
+fn tell_stopped(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    match vcpu.kvmclock_ctrl() {
+        // The guest has no kvmclock (yet).
+        Err(e) if e.errno() == libc::EINVAL => Ok(()),
+        result => result.call("KVM_KVMCLOCK_CTRL"),
+    }
+}
+
+/// Reads a section of the name and version that are known.
+pub(crate) fn decode<T: DeserializeOwned>(
+    section: &Section,
+    name: &'static str,
+    known: u16,
+) -> Result<T, KvmError> {
+    if section.name != name {
+        return Err(KvmError::Name { expected: name, found: section.name.clone() });
+    }
+    if section.version != known {
+        return Err(KvmError::Version { name: name.into(), version: section.version, known });
+    }
+    Ok(body::decode(name, &section.body)?)
+}

@@ -158,6 +158,11 @@ impl Destination {
         matches!(self.stage, Stage::Ended)
     }
 
+    /// Whether digests will be compared.
+    pub fn verifies(&self) -> bool {
+        self.verify
+    }
+
     /// What the machine is doing, for faults that a driver makes.
     pub fn step(&self) -> Step {
         match &self.stage {

@@ -165,9 +165,36 @@ pub struct Report {
     pub fault: Option<Fault>,
 }
 
+impl Report {
+    /// The report of a migration that failed before the peer heard of it.
+    pub fn still_here(fault: Fault, ram_bytes: u64, total: Duration) -> Self {
+        Self {
+            outcome: OutcomeKind::StillHere,
+            stop_reason: None,
+            rounds: 0,
+            total,
+            downtime: None,
+            predicted_downtime: None,
+            guest_gap: None,
+            sent_bytes: 0,
+            pages: PageCounts::default(),
+            ram_bytes,
+            verification: Verification::Off,
+            fault: Some(fault),
+        }
+    }
+}
+
 /// Something an observer may want to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
+    /// A receiver was spoken to by somebody who is no source for it; it goes on listening.
+    TurnedAway {
+        /// Who.
+        peer: String,
+        /// Why.
+        cause: String,
+    },
     /// The peer answered and this was agreed on.
     Connected {
         /// Protocol version.

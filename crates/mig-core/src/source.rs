@@ -215,6 +215,11 @@ impl Source {
         Self { config, stage: Stage::Connecting, estimate, ledger: Ledger::default() }
     }
 
+    /// The session's name.
+    pub fn session(&self) -> SessionId {
+        self.config.session
+    }
+
     /// Whether it is over.
     pub fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Ended)

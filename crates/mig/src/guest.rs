@@ -89,6 +89,36 @@ pub trait RestoreState {
     fn restore(&mut self, sections: &[Section]) -> Result<(), BoxError>;
 }
 
+/// What a source expects its part of a pause to cost, so that the first prediction is a good one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PauseCosts {
+    /// [`VmControl::pause`].
+    pub pause: Duration,
+    /// [`SaveState::save`].
+    pub save: Duration,
+}
+
+impl Default for PauseCosts {
+    fn default() -> Self {
+        Self { pause: Duration::from_micros(500), save: Duration::from_millis(1) }
+    }
+}
+
+/// What a destination expects its part of a pause to cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumeCosts {
+    /// [`RestoreState::restore`].
+    pub load: Duration,
+    /// [`DestinationVm::resume`].
+    pub resume: Duration,
+}
+
+impl Default for ResumeCosts {
+    fn default() -> Self {
+        Self { load: Duration::from_millis(1), resume: Duration::from_micros(500) }
+    }
+}
+
 /// A running guest that can be moved away.
 pub trait SourceVm: VmControl + SaveState + Send {
     /// What the destination must know before a page moves.
@@ -99,6 +129,11 @@ pub trait SourceVm: VmControl + SaveState + Send {
 
     /// Guest memory: the regions of the description.
     fn memory(&self) -> GuestRam;
+
+    /// What pausing and saving cost, measured before if possible.
+    fn pause_costs(&self) -> PauseCosts {
+        PauseCosts::default()
+    }
 
     /// The dirty tracker over that memory.
     fn tracker(&mut self) -> &mut dyn DirtyTracker;
@@ -120,6 +155,11 @@ pub trait Incoming {
 pub trait DestinationVm: RestoreState + Send {
     /// Its memory: all zero, with the regions of the description.
     fn memory(&self) -> GuestRam;
+
+    /// What restoring and resuming cost, measured before if possible.
+    fn resume_costs(&self) -> ResumeCosts {
+        ResumeCosts::default()
+    }
 
     /// Runs the guest for the first time.
     ///

@@ -5,10 +5,15 @@
 
 pub mod cancel;
 pub mod destination;
+mod digest;
+mod encoding;
 pub mod guest;
+mod link;
 pub mod memory;
 pub mod observe;
+mod random;
 pub mod source;
+mod streams;
 pub mod transport;
 
 pub use cancel::Cancel;

@@ -8,8 +8,13 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use mig_core::bitmap::PageRun;
+use mig_core::domain::{Domain, DomainError, PAGE_BYTES};
 use mig_wire::describe::Region;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// Bytes in a page, as a size in memory.
+pub(crate) const PAGE: usize = PAGE_BYTES as usize;
 
 /// One mapped region of guest memory.
 #[derive(Debug, Clone, Copy)]
@@ -62,5 +67,124 @@ impl GuestRam {
     /// The regions, ascending.
     pub fn regions(&self) -> Vec<Region> {
         self.mappings.iter().map(|m| m.region).collect()
+    }
+}
+
+/// Guest memory by page index.
+#[derive(Debug, Clone)]
+pub(crate) struct Pages {
+    ram: GuestRam,
+    domain: Domain,
+}
+
+impl Pages {
+    pub(crate) fn new(ram: GuestRam) -> Result<Self, DomainError> {
+        let domain = Domain::new(&ram.regions())?;
+        Ok(Self { ram, domain })
+    }
+
+    pub(crate) fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Where a run of pages is mapped.
+    ///
+    /// # Panics
+    /// When the pages do not all exist, in one region: callers have checked a peer's runs before.
+    fn host(&self, run: PageRun) -> *mut u8 {
+        assert!(self.domain.holds(run.first, run.count), "pages {run:?} are not in the domain");
+        let extents = self.domain.extents();
+        let at = extents.partition_point(|e| e.first_page <= run.first) - 1;
+        let offset = (run.first - extents[at].first_page) * PAGE_BYTES;
+        // SAFETY: the run lies within the extent, which is as long as the mapping of the same index.
+        unsafe { self.ram.mappings[at].host.add(offset as usize) }
+    }
+
+    /// A run of pages for `readv` and `writev`. The kernel reads and writes them; they stay mapped while
+    /// `self` lives.
+    pub(crate) fn iovec(&self, run: PageRun) -> libc::iovec {
+        libc::iovec { iov_base: self.host(run).cast(), iov_len: run.count as usize * PAGE }
+    }
+
+    /// Whether a page holds nothing but zeros.
+    pub(crate) fn is_zero(&self, page: u64) -> bool {
+        const WORDS: usize = PAGE / 8;
+        const LINE: usize = 8;
+        let words = self.host(PageRun { first: page, count: 1 }).cast::<u64>();
+        // SAFETY: 512 words from the page's start, all within its mapping and aligned.
+        let word = |at: usize| unsafe { words.add(at).read_volatile() };
+        (0..WORDS).step_by(LINE).all(|line| (line..line + LINE).fold(0, |all, at| all | word(at)) == 0)
+    }
+
+    /// Fills a page with zeros.
+    pub(crate) fn clear(&self, page: u64) {
+        let words = self.host(PageRun { first: page, count: 1 }).cast::<u64>();
+        for at in 0..PAGE / 8 {
+            // SAFETY: 512 words from the page's start, all within its mapping and aligned.
+            unsafe { words.add(at).write_volatile(0) };
+        }
+    }
+
+    /// Copies pages out, as they are now.
+    ///
+    /// # Panics
+    /// When `into` has another size than the pages.
+    pub(crate) fn copy(&self, run: PageRun, into: &mut [u8]) {
+        let host = self.host(run);
+        assert_eq!(into.len(), run.count as usize * PAGE);
+        // SAFETY: source and target are as long as asserted and do not overlap: guest memory is never
+        // behind a reference. The guest may write meanwhile; the bytes are then torn, as on any wire.
+        unsafe { std::ptr::copy_nonoverlapping(host, into.as_mut_ptr(), into.len()) };
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    /// Memory of two regions with a hole between them.
+    pub(crate) fn two_regions(first: usize, second: usize) -> (Arc<GuestMemoryMmap>, Pages) {
+        let ranges = [(GuestAddress(0), first * PAGE), (GuestAddress(1 << 32), second * PAGE)];
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+        (memory.clone(), Pages::new(GuestRam::from_vm_memory(memory)).unwrap())
+    }
+
+    #[test]
+    fn pages_are_found_by_index_across_regions() {
+        let (memory, pages) = two_regions(3, 2);
+        memory.write_obj(7u8, GuestAddress((1 << 32) + 4096)).unwrap();
+        let mut page = [0; PAGE];
+        pages.copy(PageRun { first: 513, count: 1 }, &mut page);
+        assert_eq!(page[0], 7);
+    }
+
+    #[test]
+    fn a_single_bit_anywhere_makes_a_page_not_zero() {
+        let (memory, pages) = two_regions(1, 1);
+        assert!(pages.is_zero(0));
+        for at in (0..PAGE).step_by(61).chain([PAGE - 1]) {
+            let address = GuestAddress(at as u64);
+            memory.write_obj(0x80u8, address).unwrap();
+            assert!(!pages.is_zero(0), "byte {at}");
+            memory.write_obj(0u8, address).unwrap();
+        }
+        assert!(pages.is_zero(0));
+    }
+
+    #[test]
+    fn clearing_makes_a_page_zero_and_leaves_its_neighbours() {
+        let (memory, pages) = two_regions(3, 1);
+        memory.write_slice(&[0xff; 3 * PAGE], GuestAddress(0)).unwrap();
+        pages.clear(1);
+        assert_eq!([0, 1, 2].map(|p| pages.is_zero(p)), [false, true, false]);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE as u64 - 1)).unwrap(), 0xff);
+    }
+
+    #[test]
+    #[should_panic(expected = "not in the domain")]
+    fn pages_outside_are_never_touched() {
+        two_regions(3, 1).1.is_zero(3);
     }
 }

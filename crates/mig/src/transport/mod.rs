@@ -2,6 +2,8 @@
 
 mod address;
 mod tcp;
+mod vectored;
 
 pub use address::{Address, AddressError};
 pub use tcp::Listener;
+pub(crate) use tcp::{Stream, connect};

@@ -1,8 +1,13 @@
-//! The destination's driver.
+//! Taking a guest in: [`receive`].
+
+mod driver;
+mod listen;
+mod worker;
 
 use std::time::Duration;
 
-use mig_core::{Fault, progress::PageCounts};
+use mig_core::progress::PageCounts;
+use mig_core::{Fault, RunPermit};
 
 use crate::cancel::Cancel;
 use crate::guest::{BoxError, DestinationVm, Incoming};
@@ -20,6 +25,8 @@ pub struct ReceiveReport {
     pub pages: PageCounts,
     /// Bytes of guest memory.
     pub ram_bytes: u64,
+    /// Time spent on digests.
+    pub verify: Duration,
     /// Time spent restoring state.
     pub load: Duration,
     /// Time spent starting the vCPUs.
@@ -29,6 +36,7 @@ pub struct ReceiveReport {
 }
 
 /// How a receive ended.
+#[derive(Debug)]
 #[must_use]
 pub enum Received<V> {
     /// The guest runs here.
@@ -42,9 +50,12 @@ pub enum Received<V> {
     NotReceived(Fault),
     /// The copy is complete but the source vanished before it committed: it may be the last one.
     InDoubt(HeldCopy<V>),
+    /// The guest was given to this side, which could not start it. The copy is complete.
+    Lost(HeldCopy<V>),
 }
 
-/// A complete, paused copy whose source has vanished.
+/// A complete, paused copy that this side may not run by itself.
+#[derive(Debug)]
 #[must_use]
 pub struct HeldCopy<V> {
     vm: V,
@@ -60,24 +71,27 @@ impl<V: DestinationVm> HeldCopy<V> {
     /// The operator's word that the source does not and will not run the guest: runs it here.
     ///
     /// # Errors
-    /// The guest could not be resumed.
-    pub fn resume(self) -> Result<V, BoxError> {
-        unreachable!()
+    /// The guest could not be resumed; it comes back with the reason.
+    pub fn resume(mut self) -> Result<V, Box<(Self, BoxError)>> {
+        match self.vm.resume(RunPermit::on_the_operators_word()) {
+            Ok(()) => Ok(self.vm),
+            Err(error) => Err(Box::new((self, error))),
+        }
     }
 
     /// The operator's word that the source runs the guest: drops the copy.
-    pub fn discard(self) {
-        drop(self.vm);
-    }
+    pub fn discard(self) {}
 }
 
-/// Waits for a source and takes its guest. Strangers that connect meanwhile are turned away.
+/// Waits for a source and takes its guest.
+///
+/// Blocks until a guest came or failed to; strangers that connect meanwhile are turned away. `observer` is
+/// told of each step on this thread; `cancel` ends it from any other, unless the guest has been committed.
 pub fn receive<I: Incoming>(
     listener: &Listener,
     incoming: &mut I,
     cancel: &Cancel,
     observer: &dyn Observer,
 ) -> Received<I::Vm> {
-    let _ = (listener, incoming, cancel, observer);
-    unreachable!()
+    driver::run(listener, incoming, cancel, observer)
 }

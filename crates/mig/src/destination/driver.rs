@@ -1,0 +1,431 @@
+//! Carries out what the destination's machine asks for: one coordinator (the caller's thread), a thread a
+//! page channel, one that listens, one that reads the control channel and one that watches the peer's
+//! liveness.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::select;
+use mig_core::destination::{Action, Destination, End, Event};
+use mig_core::progress::{PageCounts, Progress};
+use mig_core::{Blame, Fault, Side, Step};
+use mig_wire::describe::Refusal;
+use mig_wire::frame::{ChunkDigests, DestinationCosts, MAX_MISMATCHES};
+use mig_wire::hello::{Attach, Hello, MAX_CHANNELS, Secret, session_tag};
+use mig_wire::{Description, Message};
+
+use super::listen::{self, Arrival};
+use super::worker::{Filled, Worker, local};
+use super::{HeldCopy, ReceiveReport, Received};
+use crate::cancel::Cancel;
+use crate::digest;
+use crate::guest::{DestinationVm, Incoming, RestoreState};
+use crate::link::{Link, LinkEvent, SILENCE_DEADLINE};
+use crate::memory::Pages;
+use crate::observe::Observer;
+use crate::random;
+use crate::streams::Streams;
+use crate::transport::{Listener, Stream};
+
+const NOTES: usize = 256;
+const ARRIVALS: usize = 16;
+/// How long the guest may take to show a sign of life before the gap it felt counts as unknown.
+const GAP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the peer may take to close after the last word.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What another thread tells the coordinator.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// From the control channel.
+    Link(LinkEvent),
+    /// A channel has received its part of a round.
+    ChannelEnded {
+        /// The round.
+        round: u32,
+        /// Its pages.
+        pages: PageCounts,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// A thread failed.
+    Failed(Fault),
+}
+
+/// Runs a receive to its end.
+pub(super) fn run<I: Incoming>(
+    listener: &Listener,
+    incoming: &mut I,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Received<I::Vm> {
+    let stop = AtomicBool::new(false);
+    let streams = Arc::new(Streams::default());
+    let (arrived, arrivals) = channel::bounded(ARRIVALS);
+    let (cancelled_tx, cancelled) = channel::bounded(1);
+    let _hook = cancel.on_cancel(move || {
+        // one word is enough
+        let _ = cancelled_tx.try_send(());
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| listen::run(listener, &stop, &arrived));
+        let received = match await_source(&arrivals, &cancelled, observer) {
+            Ok((stream, hello)) => {
+                Driver::new(scope, incoming, observer, &arrivals, &cancelled, streams, stream, &hello)
+                    .and_then(|driver| driver.drive(hello))
+                    .unwrap_or_else(Received::NotReceived)
+            }
+            Err(fault) => Received::NotReceived(fault),
+        };
+        stop.store(true, Ordering::Relaxed);
+        received
+    })
+}
+
+fn await_source(
+    arrivals: &Receiver<Arrival>,
+    cancelled: &Receiver<()>,
+    observer: &dyn Observer,
+) -> Result<(Stream, Hello), Fault> {
+    loop {
+        select! {
+            recv(arrivals) -> arrival => match arrival {
+                Ok(Arrival::Hello(stream, hello)) => return Ok((stream, hello)),
+                Ok(Arrival::Attach(stream, _)) => {
+                    turn_away(observer, stream.peer(), "a page channel of a session that is not here");
+                }
+                Ok(Arrival::Stranger { peer, cause }) => turn_away(observer, peer, &cause),
+                Ok(Arrival::Deaf(error)) => return Err(local(Step::Connect, error)),
+                Err(_) => return Err(local(Step::Connect, "the listening thread ended")),
+            },
+            recv(cancelled) -> _ => {
+                return Err(Fault::new(Side::Destination, Step::Connect, Blame::Configuration, "cancelled"));
+            }
+        }
+    }
+}
+
+fn turn_away(observer: &dyn Observer, peer: String, cause: &str) {
+    observer.progress(&Progress::TurnedAway { peer, cause: cause.into() });
+}
+
+struct Driver<'s, 'e, 'a, I: Incoming> {
+    scope: &'s Scope<'s, 'e>,
+    incoming: &'a mut I,
+    observer: &'a dyn Observer,
+    arrivals: &'a Receiver<Arrival>,
+    cancelled: &'a Receiver<()>,
+    streams: Arc<Streams>,
+    link: Arc<Link>,
+    session: [u8; 16],
+    secret: Secret,
+    notes: Receiver<Note>,
+    note: Sender<Note>,
+    /// Dropped to end the watching thread.
+    _watch: Sender<()>,
+    clock: Instant,
+    machine: Option<Destination>,
+    guest: Option<Guest<I::Vm>>,
+    /// Which page channels are attached, once they may.
+    attached: Vec<bool>,
+    pages: PageCounts,
+    bytes: u64,
+    /// Kept open until the end, so that the answer to them is not lost.
+    refused: Vec<Stream>,
+    end: Option<End>,
+}
+
+struct Guest<V> {
+    vm: V,
+    pages: Arc<Pages>,
+    filled: Arc<Filled>,
+}
+
+impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
+    #[allow(clippy::too_many_arguments)] // one call, each once
+    fn new(
+        scope: &'s Scope<'s, 'e>,
+        incoming: &'a mut I,
+        observer: &'a dyn Observer,
+        arrivals: &'a Receiver<Arrival>,
+        cancelled: &'a Receiver<()>,
+        streams: Arc<Streams>,
+        stream: Stream,
+        hello: &Hello,
+    ) -> Result<Self, Fault> {
+        let secret = random::id().map_err(|e| local(Step::Handshake, e))?;
+        let link = Arc::new(Link::new(stream, session_tag(&hello.session), 0));
+        let (note, notes) = channel::bounded(NOTES);
+        let (watch, stop_watching) = channel::bounded(0);
+        let (reading, reader) = (link.clone(), note.clone());
+        scope.spawn(move || {
+            reading.read_all(1, |event| {
+                // without a coordinator nobody cares
+                let _ = reader.send(Note::Link(event));
+            });
+        });
+        let (watching, channels) = (link.clone(), streams.clone());
+        scope.spawn(move || {
+            watching.watch(&stop_watching, || {
+                watching.close();
+                channels.close();
+            });
+        });
+        Ok(Self {
+            scope,
+            incoming,
+            observer,
+            arrivals,
+            cancelled,
+            streams,
+            link,
+            session: hello.session,
+            secret,
+            notes,
+            note,
+            _watch: watch,
+            clock: Instant::now(),
+            machine: Some(Destination::new(secret, MAX_CHANNELS)),
+            guest: None,
+            attached: Vec::new(),
+            pages: PageCounts::default(),
+            bytes: 0,
+            refused: Vec::new(),
+            end: None,
+        })
+    }
+
+    fn drive(mut self, hello: Hello) -> Result<Received<I::Vm>, Fault> {
+        self.feed(Event::Message(Message::Hello(hello)));
+        loop {
+            if let Some(end) = self.end.take() {
+                self.farewell();
+                return self.received(end);
+            }
+            select! {
+                recv(self.notes) -> note => self.noted(note.ok()),
+                recv(self.arrivals) -> arrival => self.arrived(arrival.ok()),
+                recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
+            }
+        }
+    }
+
+    fn received(self, end: End) -> Result<Received<I::Vm>, Fault> {
+        let missing = || local(Step::Prepare, "a receive cannot end so before its guest was prepared");
+        match end {
+            End::NotReceived(fault) => Ok(Received::NotReceived(fault)),
+            End::Running(received) => {
+                let guest = self.guest.ok_or_else(missing)?;
+                let report = ReceiveReport {
+                    rounds: received.rounds,
+                    received_bytes: self.bytes,
+                    pages: self.pages,
+                    ram_bytes: guest.pages.domain().bytes(),
+                    verify: received.verify,
+                    load: received.load,
+                    resume: received.resume,
+                    guest_gap: received.guest_gap,
+                };
+                Ok(Received::Running { vm: guest.vm, report })
+            }
+            End::InDoubt(fault) => {
+                Ok(Received::InDoubt(HeldCopy { vm: self.guest.ok_or_else(missing)?.vm, fault }))
+            }
+            End::Lost(fault) => {
+                Ok(Received::Lost(HeldCopy { vm: self.guest.ok_or_else(missing)?.vm, fault }))
+            }
+        }
+    }
+
+    fn noted(&mut self, note: Option<Note>) {
+        match note {
+            Some(Note::Link(LinkEvent::Message(message))) => self.feed(Event::Message(message)),
+            Some(Note::Link(LinkEvent::RoundTrip(_))) | None => {}
+            Some(Note::Link(LinkEvent::Lost(error))) => {
+                let silence = self.link.silence();
+                let mut fault = error.fault(Side::Destination, self.step());
+                if silence > SILENCE_DEADLINE {
+                    fault.blame = Blame::Network;
+                    fault.cause = format!("the source has been silent for {:.1} s", silence.as_secs_f64());
+                }
+                self.feed(Event::Failed(fault));
+            }
+            Some(Note::ChannelEnded { round, pages, bytes }) => {
+                self.pages += pages;
+                self.bytes += bytes;
+                self.feed(Event::ChannelEnded { round });
+            }
+            Some(Note::Failed(fault)) => self.feed(Event::Failed(fault)),
+        }
+    }
+
+    fn arrived(&mut self, arrival: Option<Arrival>) {
+        match arrival {
+            Some(Arrival::Attach(stream, attach)) => self.attach(stream, &attach),
+            Some(Arrival::Hello(stream, hello)) => self.busy(stream, &hello),
+            Some(Arrival::Stranger { peer, cause }) => turn_away(self.observer, peer, &cause),
+            // the connections there are suffice, unless page channels are missing: then the deadline tells
+            Some(Arrival::Deaf(error)) => self.feed(Event::Failed(local(Step::Attach, error))),
+            None => {}
+        }
+    }
+
+    fn busy(&mut self, stream: Stream, hello: &Hello) {
+        turn_away(self.observer, stream.peer(), "another guest is being received");
+        let refusal = Refusal::new(
+            "busy",
+            "another guest is being received",
+            "wait for its end, or send to another receiver",
+        );
+        let message = Message::Refuse(vec![refusal]);
+        if let Ok(frame) = message.encode(0, session_tag(&hello.session))
+            && stream.write_all(&frame).is_ok()
+            && self.refused.len() < ARRIVALS
+        {
+            stream.finish_writing();
+            self.refused.push(stream);
+        }
+    }
+
+    fn attach(&mut self, stream: Stream, attach: &Attach) {
+        let free = self.attached.get(usize::from(attach.channel)).is_some_and(|taken| !taken);
+        let ours = attach.session == self.session && attach.secret == self.secret;
+        let Some(guest) = self.guest.as_ref().filter(|_| ours && free) else {
+            return turn_away(self.observer, stream.peer(), "a page channel that does not belong here");
+        };
+        let tag = session_tag(&self.session);
+        let ready = Message::Attached
+            .encode(0, tag)
+            .map_err(std::io::Error::other)
+            .and_then(|frame| stream.write_all(&frame))
+            .and_then(|()| stream.try_clone());
+        match ready {
+            Ok(closer) => self.streams.add(closer),
+            Err(error) => return turn_away(self.observer, stream.peer(), &error.to_string()),
+        }
+        let (pages, filled, note) = (guest.pages.clone(), guest.filled.clone(), self.note.clone());
+        let (channel, channels) = (usize::from(attach.channel), self.attached.len());
+        self.scope.spawn(move || {
+            let worker =
+                Worker { stream: &stream, pages: &pages, filled: &filled, session: tag, channel, channels };
+            worker.run(&note);
+        });
+        self.attached[channel] = true;
+        if self.attached.iter().all(|taken| *taken) {
+            self.feed(Event::Attached);
+        }
+    }
+
+    fn step(&self) -> Step {
+        self.machine.as_ref().map_or(Step::Handshake, Destination::step)
+    }
+
+    /// Gives the machine an event and does what it asks for, and so on.
+    fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let machine = self.machine.take().expect("put back below");
+            let (machine, actions) = machine.handle(self.clock.elapsed(), event);
+            self.machine = Some(machine);
+            for action in actions {
+                events.extend(self.perform(action));
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Send(message) => {
+                let sent = self.link.send(&message);
+                sent.err().map(|e| Event::Failed(e.fault(Side::Destination, self.step())))
+            }
+            Action::Prepare(description) => Some(self.prepare(&description)),
+            Action::Accept { channels } => {
+                self.attached = vec![false; usize::from(channels)];
+                None
+            }
+            Action::Verify(digests) => Some(self.verify(&digests)),
+            Action::Load(sections) => {
+                Some(self.with_vm(Step::Load, |vm| vm.restore(&sections), Event::Loaded))
+            }
+            Action::Resume(permit) => {
+                Some(self.with_vm(Step::Resume, |vm| vm.resume(permit), Event::Resumed))
+            }
+            Action::FindGap => {
+                Some(Event::Gap(self.guest.as_mut().and_then(|g| g.vm.guest_gap(GAP_PATIENCE))))
+            }
+            Action::Tell(progress) => {
+                self.observer.progress(&progress);
+                None
+            }
+            Action::End(end) => {
+                self.end = Some(end);
+                None
+            }
+        }
+    }
+
+    fn with_vm(
+        &mut self,
+        step: Step,
+        call: impl FnOnce(&mut I::Vm) -> Result<(), crate::guest::BoxError>,
+        done: Event,
+    ) -> Event {
+        match &mut self.guest {
+            Some(guest) => match call(&mut guest.vm) {
+                Ok(()) => done,
+                Err(error) => Event::Failed(local(step, error)),
+            },
+            None => Event::Failed(local(step, "no guest was prepared")),
+        }
+    }
+
+    fn prepare(&mut self, description: &Description) -> Event {
+        let vm = match self.incoming.prepare(description) {
+            Ok(vm) => vm,
+            Err(refusals) => return Event::Refused(refusals),
+        };
+        let pages = match Pages::new(vm.memory()) {
+            Ok(pages) => pages,
+            Err(error) => return Event::Failed(local(Step::Prepare, error)),
+        };
+        if vm.memory().regions() != description.regions {
+            return Event::Failed(local(Step::Prepare, "the guest made here has other memory regions"));
+        }
+        let costs = vm.resume_costs();
+        let verifies = self.machine.as_ref().is_some_and(Destination::verifies);
+        let verify = if verifies { digest::expected_cost(&pages) } else { Duration::ZERO };
+        let filled = Arc::new(Filled::new(pages.domain().end_page()));
+        self.guest = Some(Guest { vm, pages: Arc::new(pages), filled });
+        Event::Prepared(DestinationCosts { load: costs.load, resume: costs.resume, verify })
+    }
+
+    fn verify(&self, expected: &[u64]) -> Event {
+        let Some(Guest { pages, .. }) = &self.guest else {
+            return Event::Failed(local(Step::Verify, "no guest was prepared"));
+        };
+        let actual = digest::all_chunks(pages);
+        let differing: Vec<u64> =
+            (0u64..).zip(actual.iter().zip(expected)).filter(|(_, (a, e))| a != e).map(|(c, _)| c).collect();
+        if differing.is_empty() && actual.len() == expected.len() {
+            return Event::Verified;
+        }
+        let sample =
+            |chunk: &u64| ChunkDigests { chunk: *chunk, pages: digest::pages_of_chunk(pages, *chunk) };
+        let samples = differing.iter().take(MAX_MISMATCHES).map(sample).collect();
+        Event::Differs { chunks: differing.len() as u64, samples }
+    }
+
+    /// Closes so that what was said still arrives, and waits for the peer to do the same.
+    fn farewell(&mut self) {
+        self.link.finish();
+        let deadline = Instant::now() + FAREWELL;
+        while !matches!(self.notes.recv_deadline(deadline), Ok(Note::Link(LinkEvent::Lost(_))) | Err(_)) {}
+        self.link.close();
+        self.streams.close();
+    }
+}

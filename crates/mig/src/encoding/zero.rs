@@ -1,0 +1,49 @@
+//! Splits runs of dirty pages into those of zeros, which need no bytes, and the rest.
+
+use mig_core::bitmap::PageRun;
+use mig_core::progress::PageCounts;
+use mig_wire::pages::{Encoding, Run};
+
+use crate::memory::Pages;
+
+/// Appends the runs of `run` to `table`, adjacent pages of one kind together.
+pub(crate) fn classify(pages: &Pages, run: PageRun, table: &mut Vec<Run>) -> PageCounts {
+    let mut counts = PageCounts::default();
+    let first_of_run = table.len();
+    for page in run.first..run.first + run.count {
+        let encoding = if pages.is_zero(page) { Encoding::Zero } else { Encoding::Raw };
+        match encoding {
+            Encoding::Zero => counts.zero += 1,
+            Encoding::Raw => counts.raw += 1,
+        }
+        match table[first_of_run..].last_mut() {
+            Some(last) if last.encoding == encoding => last.count += 1,
+            _ => table.push(Run { first_page: page, count: 1, encoding }),
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory::tests::two_regions;
+
+    #[test]
+    fn neighbours_of_one_kind_share_a_run() {
+        let (memory, pages) = two_regions(8, 1);
+        for page in [2u64, 3, 6] {
+            memory.write_obj(1u8, GuestAddress(page * 4096 + 4095)).unwrap();
+        }
+        let mut table = Vec::new();
+        let counts = classify(&pages, PageRun { first: 1, count: 6 }, &mut table);
+        let shape: Vec<_> = table.iter().map(|r| (r.first_page, r.count, r.encoding)).collect();
+        assert_eq!(
+            shape,
+            [(1, 1, Encoding::Zero), (2, 2, Encoding::Raw), (4, 2, Encoding::Zero), (6, 1, Encoding::Raw)]
+        );
+        assert_eq!(counts, PageCounts { zero: 3, raw: 3 });
+    }
+}

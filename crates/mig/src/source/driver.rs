@@ -1,0 +1,516 @@
+//! Carries out what the source's machine asks for: one coordinator (the caller's thread), a thread a page
+//! channel, one that reads the control channel and one that watches the peer's liveness.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::select;
+use mig_core::bitmap::PageRun;
+use mig_core::domain::CHUNK_PAGES;
+use mig_core::progress::{PageCounts, Progress, Report};
+use mig_core::source::{Action, Event, Source, SourceConfig};
+use mig_core::{Bitmap, Blame, Fault, RunPermit, Side, Step};
+use mig_wire::frame::{ChunkDigests, MAX_DIGESTS};
+use mig_wire::hello::{Attach, MAX_CHANNELS, Secret, session_tag};
+use mig_wire::{Message, Section};
+
+use super::plan::{Next, Plan};
+use super::worker::{Job, Worker};
+use super::{SourceOptions, local};
+use crate::cancel::Cancel;
+use crate::digest;
+use crate::guest::SourceVm;
+use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE, read_message};
+use crate::memory::Pages;
+use crate::observe::Observer;
+use crate::random;
+use crate::streams::Streams;
+use crate::transport::{self, Address};
+
+/// Batches that wait for a channel: enough to keep it busy, few enough to cancel at once.
+const JOBS_PER_CHANNEL: usize = 4;
+const NOTES: usize = 256;
+const TELL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the peer may take to close after the last word.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What another thread tells the coordinator.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// From the control channel.
+    Link(LinkEvent),
+    /// A channel has written its part of a round.
+    ChannelSent {
+        /// The pages.
+        pages: PageCounts,
+        /// The bytes.
+        bytes: u64,
+    },
+    /// A thread failed.
+    Failed(Fault),
+}
+
+/// Runs a migration to its end. The report says where the guest is.
+pub(super) fn run<V: SourceVm>(
+    vm: &mut V,
+    to: &Address,
+    options: &SourceOptions,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Report {
+    let began = Instant::now();
+    match prepare(vm, to, options, cancel) {
+        Ok((config, pages, stream)) => {
+            let tag = session_tag(&config.session);
+            let streams = Streams::default();
+            let link = Link::new(stream, tag, 0);
+            let machine = Source::new(config);
+            std::thread::scope(|scope| {
+                let mut driver =
+                    Driver::new(scope, vm, to, pages, &link, &streams, machine, cancel, observer, began);
+                driver.drive()
+            })
+        }
+        Err(fault) => {
+            let ram_bytes = vm.memory().regions().iter().map(|r| r.bytes).sum();
+            Report::still_here(fault, ram_bytes, began.elapsed())
+        }
+    }
+}
+
+/// Everything that can fail before the destination hears of it.
+fn prepare<V: SourceVm>(
+    vm: &V,
+    to: &Address,
+    options: &SourceOptions,
+    cancel: &Cancel,
+) -> Result<(SourceConfig, Arc<Pages>, transport::Stream), Fault> {
+    if !(1..=MAX_CHANNELS).contains(&options.channels) {
+        let cause = format!("{} channels; 1 to {MAX_CHANNELS} are possible", options.channels);
+        return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, cause));
+    }
+    let description = vm.describe().map_err(|e| local(Step::Describe, e))?;
+    let pages = Pages::new(vm.memory()).map_err(|e| local(Step::Describe, e))?;
+    let stream = transport::connect(to)?;
+    if cancel.is_cancelled() {
+        return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, "cancelled"));
+    }
+    let costs = vm.pause_costs();
+    let config = SourceConfig {
+        policy: options.policy.clone(),
+        channels: options.channels,
+        verify: options.verify,
+        session: random::id().map_err(|e| local(Step::Connect, e))?,
+        description,
+        ram_bytes: pages.domain().bytes(),
+        pause: costs.pause,
+        save: costs.save,
+        verify_cost: if options.verify { digest::expected_cost(&pages) } else { Duration::ZERO },
+    };
+    Ok((config, Arc::new(pages), stream))
+}
+
+struct Driver<'s, 'e, V> {
+    scope: &'s Scope<'s, 'e>,
+    vm: &'s mut V,
+    to: &'s Address,
+    observer: &'s dyn Observer,
+    cancelled: Receiver<()>,
+    _cancel_hook: crate::cancel::HookGuard,
+    began: Instant,
+    machine: Option<Source>,
+    session: [u8; 16],
+    pages: Arc<Pages>,
+    dirty: Bitmap,
+    link: &'e Link,
+    streams: &'e Streams,
+    notes: Receiver<Note>,
+    note: Sender<Note>,
+    jobs: Vec<Sender<Job>>,
+    spent: (Sender<Vec<PageRun>>, Receiver<Vec<PageRun>>),
+    sending: Option<Sending>,
+    sections: Vec<Section>,
+    told: Instant,
+    report: Option<Report>,
+}
+
+/// A round on its way.
+struct Sending {
+    plan: Plan,
+    /// Jobs that were planned and wait for their channel.
+    waiting: VecDeque<(usize, Job)>,
+    planned: bool,
+    last: Option<LastRound>,
+    channels_left: usize,
+    pages: PageCounts,
+    bytes: u64,
+}
+
+/// What follows the pages of the last round.
+struct LastRound {
+    verify: bool,
+}
+
+impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
+    #[allow(clippy::too_many_arguments)] // one call, each once
+    fn new(
+        scope: &'s Scope<'s, 'e>,
+        vm: &'s mut V,
+        to: &'s Address,
+        pages: Arc<Pages>,
+        link: &'e Link,
+        streams: &'e Streams,
+        machine: Source,
+        cancel: &Cancel,
+        observer: &'s dyn Observer,
+        began: Instant,
+    ) -> Self {
+        let (note, notes) = channel::bounded(NOTES);
+        let (cancelled_tx, cancelled) = channel::bounded(1);
+        let reader = note.clone();
+        scope.spawn(move || {
+            link.read_all(0, |event| {
+                // without a coordinator nobody cares
+                let _ = reader.send(Note::Link(event));
+            });
+        });
+        let hook = cancel.on_cancel(move || {
+            // one word is enough
+            let _ = cancelled_tx.try_send(());
+        });
+        Self {
+            scope,
+            vm,
+            to,
+            observer,
+            cancelled,
+            _cancel_hook: hook,
+            began,
+            session: machine.session(),
+            machine: Some(machine),
+            dirty: Bitmap::empty(pages.domain()),
+            pages,
+            link,
+            streams,
+            notes,
+            note,
+            jobs: Vec::new(),
+            spent: channel::bounded(64),
+            sending: None,
+            sections: Vec::new(),
+            told: began,
+            report: None,
+        }
+    }
+
+    fn drive(&mut self) -> Report {
+        self.feed(Event::Connected);
+        // after Hello, which must be the first message
+        let _watching = self.watch();
+        loop {
+            if let Some(report) = self.report.take() {
+                self.farewell();
+                return report;
+            }
+            self.step();
+        }
+    }
+
+    /// Watches the peer's liveness until the result is dropped.
+    fn watch(&self) -> Sender<()> {
+        let (watching, stop) = channel::bounded(0);
+        let (link, streams) = (self.link, self.streams);
+        self.scope.spawn(move || {
+            link.watch(&stop, || {
+                link.close();
+                streams.close();
+            });
+        });
+        watching
+    }
+
+    /// Plans, sends or waits: whichever is possible next.
+    fn step(&mut self) {
+        self.plan_ahead();
+        let waiting = self.sending.as_mut().and_then(|s| s.waiting.pop_front());
+        let Some((channel, job)) = waiting else {
+            select! {
+                recv(self.notes) -> note => self.noted(note.ok()),
+                recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
+            }
+            return;
+        };
+        let mut job = Some(job);
+        select! {
+            send(self.jobs[channel], job.take().expect("taken only when it is sent")) -> sent => {
+                if sent.is_err() {
+                    // the worker has ended, and said why in a note
+                    self.sending = None;
+                }
+            }
+            recv(self.notes) -> note => {
+                self.put_back(channel, job);
+                self.noted(note.ok());
+            }
+            recv(self.cancelled) -> _ => {
+                self.put_back(channel, job);
+                self.feed(Event::Cancelled);
+            }
+        }
+    }
+
+    fn put_back(&mut self, channel: usize, job: Option<Job>) {
+        if let (Some(sending), Some(job)) = (&mut self.sending, job) {
+            sending.waiting.push_front((channel, job));
+        }
+    }
+
+    fn noted(&mut self, note: Option<Note>) {
+        match note {
+            Some(Note::Link(LinkEvent::Message(message))) => self.feed(Event::Message(message)),
+            Some(Note::Link(LinkEvent::RoundTrip(time))) => self.feed(Event::RoundTrip(time)),
+            Some(Note::Link(LinkEvent::Lost(error))) => {
+                let fault = self.lost(&error);
+                self.feed(Event::Failed(fault));
+            }
+            Some(Note::ChannelSent { pages, bytes }) => self.channel_sent(pages, bytes),
+            Some(Note::Failed(fault)) => self.feed(Event::Failed(fault)),
+            None => {}
+        }
+    }
+
+    fn lost(&self, error: &ReadError) -> Fault {
+        let silence = self.link.silence();
+        let fault = error.fault(Side::Source, self.machine().step());
+        if silence > SILENCE_DEADLINE {
+            let cause = format!("the destination has been silent for {:.1} s", silence.as_secs_f64());
+            return Fault { cause, blame: Blame::Network, ..fault };
+        }
+        fault
+    }
+
+    /// Gives the machine an event and does what it asks for, and so on.
+    fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let machine = self.machine.take().expect("put back below");
+            let (machine, actions) = machine.handle(self.began.elapsed(), event);
+            self.machine = Some(machine);
+            for action in actions {
+                events.extend(self.perform(action));
+            }
+        }
+    }
+
+    fn machine(&self) -> &Source {
+        self.machine.as_ref().expect("only away within `feed`")
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        let result = match action {
+            Action::Send(message) => self.link.send(&message).map(|()| None).map_err(|e| self.lost(&e)),
+            Action::Attach { channels, secret } => {
+                self.attach(channels, secret).map(|()| Some(Event::Attached))
+            }
+            Action::StartTracking => self.start_tracking().map(|()| Some(Event::Tracking)),
+            Action::SendRound { round } => {
+                self.start_round(round, true, None);
+                Ok(None)
+            }
+            Action::Sync => self.sync().map(Some),
+            Action::Pause => self.vm.pause().map(|()| Some(Event::Paused)).map_err(|e| local(Step::Pause, e)),
+            Action::Save => self.save().map(|()| Some(Event::Saved)),
+            Action::SendLast { round, verify } => {
+                self.start_round(round, false, Some(LastRound { verify }));
+                Ok(None)
+            }
+            Action::Locate(samples) => Ok(Some(self.locate(&samples))),
+            Action::Commit(permit) => self.commit(permit).map(|()| None),
+            Action::Resume(permit) => {
+                self.sending = None;
+                self.vm.resume(permit).map(|()| Some(Event::Resumed)).map_err(|e| local(Step::Resume, e))
+            }
+            Action::StopTracking => {
+                if let Err(error) = self.vm.tracker().stop() {
+                    tracing::warn!(%error, "the dirty log stays on");
+                }
+                Ok(None)
+            }
+            Action::Tell(progress) => {
+                self.observer.progress(&progress);
+                Ok(None)
+            }
+            Action::End(report) => {
+                self.sending = None;
+                self.report = Some(*report);
+                Ok(None)
+            }
+        };
+        result.unwrap_or_else(|fault| Some(Event::Failed(fault)))
+    }
+
+    fn attach(&mut self, channels: u16, secret: Secret) -> Result<(), Fault> {
+        let tag = session_tag(&self.session);
+        for channel in 0..channels {
+            let fault = |e: ReadError| e.fault(Side::Source, Step::Attach);
+            let io = |e: std::io::Error| ReadError::Io(e).fault(Side::Source, Step::Attach);
+            let stream = transport::connect(self.to).map_err(|f| Fault { step: Step::Attach, ..f })?;
+            let attach = Message::Attach(Attach { session: self.session, secret, channel });
+            let frame = attach.encode(0, tag).map_err(|e| fault(ReadError::Wire(e)))?;
+            stream.write_all(&frame).map_err(io)?;
+            stream.set_read_deadline(Some(SILENCE_DEADLINE)).map_err(io)?;
+            match read_message(&stream).map_err(fault)? {
+                (_, Message::Attached) => {}
+                _ => return Err(fault(ReadError::Order("attach was not answered"))),
+            }
+            self.streams.add(stream.try_clone().map_err(io)?);
+            self.spawn_worker(stream, tag);
+        }
+        Ok(())
+    }
+
+    fn spawn_worker(&mut self, stream: transport::Stream, tag: u64) {
+        let (sender, jobs) = channel::bounded(JOBS_PER_CHANNEL);
+        let (pages, spent, note) = (self.pages.clone(), self.spent.0.clone(), self.note.clone());
+        self.scope.spawn(move || Worker::new(&stream, &pages, tag).run(&jobs, &spent, &note));
+        self.jobs.push(sender);
+    }
+
+    fn start_tracking(&mut self) -> Result<(), Fault> {
+        self.dirty = Bitmap::full(self.pages.domain());
+        self.vm.tracker().start().map_err(|e| local(Step::Track, e))
+    }
+
+    fn start_round(&mut self, round: u32, rearm: bool, last: Option<LastRound>) {
+        let channels = self.jobs.len();
+        self.sending = Some(Sending {
+            plan: Plan::new(round, rearm, channels, &self.dirty),
+            waiting: VecDeque::new(),
+            planned: false,
+            last,
+            channels_left: channels,
+            pages: PageCounts::default(),
+            bytes: 0,
+        });
+    }
+
+    /// Plans the next batch, unless one waits; at the end of the round, its end on every channel.
+    fn plan_ahead(&mut self) {
+        let Some(sending) = &mut self.sending else { return };
+        if sending.planned || !sending.waiting.is_empty() {
+            return;
+        }
+        let spare = || self.spent.1.try_recv().map(cleared).unwrap_or_default();
+        let next = sending.plan.next(self.pages.domain(), &mut self.dirty, self.vm.tracker(), spare);
+        let round = sending.plan.round;
+        match next {
+            Ok(Next::Batch(channel, runs)) => {
+                sending.waiting.push_back((channel, Job::Batch { round, runs }));
+                self.tell_copying();
+            }
+            Ok(Next::Done) => {
+                sending.planned = true;
+                sending.waiting.extend((0..self.jobs.len()).map(|c| (c, Job::EndRound { round })));
+                if let Some(last) = sending.last.take() {
+                    self.send_state(round, &last);
+                }
+            }
+            Err(error) => self.feed(Event::Failed(local(Step::Round(round), error))),
+        }
+    }
+
+    fn tell_copying(&mut self) {
+        let Some(sending) = &self.sending else { return };
+        if self.told.elapsed() < TELL_INTERVAL {
+            return;
+        }
+        self.told = Instant::now();
+        let (sent_pages, total_pages) = sending.plan.progress();
+        let round = sending.plan.round;
+        self.observer.progress(&Progress::Copying { round, sent_pages, total_pages });
+    }
+
+    /// The state goes out while the channels send the last pages, and digests are computed beside both.
+    fn send_state(&mut self, round: u32, last: &LastRound) {
+        if last.verify {
+            let (pages, link, note) = (self.pages.clone(), self.link, self.note.clone());
+            self.scope.spawn(move || {
+                if let Err(error) = send_digests(link, &digest::all_chunks(&pages)) {
+                    // the coordinator may be gone, and with it who would care
+                    let _ = note.send(Note::Failed(error.fault(Side::Source, Step::Verify)));
+                }
+            });
+        }
+        let sections = std::mem::take(&mut self.sections);
+        if let Err(error) = self.link.send(&Message::State { round, sections }) {
+            let fault = self.lost(&error);
+            self.feed(Event::Failed(fault));
+        }
+    }
+
+    fn channel_sent(&mut self, pages: PageCounts, bytes: u64) {
+        let Some(sending) = &mut self.sending else { return };
+        sending.pages += pages;
+        sending.bytes += bytes;
+        sending.channels_left -= 1;
+        if sending.channels_left == 0 {
+            let (pages, bytes) = (sending.pages, sending.bytes);
+            self.sending = None;
+            self.feed(Event::RoundSent { pages, bytes });
+        }
+    }
+
+    fn sync(&mut self) -> Result<Event, Fault> {
+        let step = self.machine().step();
+        self.vm.tracker().sync(&mut self.dirty).map_err(|e| local(step, e))?;
+        Ok(Event::Synced { dirty_pages: self.dirty.count() })
+    }
+
+    fn save(&mut self) -> Result<(), Fault> {
+        self.sections = self.vm.save().map_err(|e| local(Step::Save, e))?;
+        Ok(())
+    }
+
+    /// The pages of the sampled chunks that differ from the destination's.
+    fn locate(&self, samples: &[ChunkDigests]) -> Event {
+        let domain = self.pages.domain();
+        let differing = samples.iter().flat_map(|sample| {
+            let own = digest::pages_of_chunk(&self.pages, sample.chunk);
+            let pairs = own.into_iter().zip(sample.pages.clone());
+            (sample.chunk.saturating_mul(CHUNK_PAGES)..).zip(pairs).filter(|(_, (a, b))| a != b)
+        });
+        let guest_addresses = differing.filter_map(|(page, _)| domain.guest_address(page)).collect();
+        Event::Located { guest_addresses }
+    }
+
+    /// The point of no return: the permit is gone before the first byte is written.
+    fn commit(&mut self, permit: RunPermit) -> Result<(), Fault> {
+        drop(permit);
+        self.link.send(&Message::Commit).map_err(|e| self.lost(&e))
+    }
+
+    /// Closes so that what was said still arrives, and waits for the peer to do the same.
+    fn farewell(&mut self) {
+        self.jobs.clear();
+        self.streams.close();
+        self.link.finish();
+        let deadline = Instant::now() + FAREWELL;
+        while !matches!(self.notes.recv_deadline(deadline), Ok(Note::Link(LinkEvent::Lost(_))) | Err(_)) {}
+        self.link.close();
+    }
+}
+
+fn cleared(mut runs: Vec<PageRun>) -> Vec<PageRun> {
+    runs.clear();
+    runs
+}
+
+fn send_digests(link: &Link, digests: &[u64]) -> Result<(), ReadError> {
+    for (part, at) in digests.chunks(MAX_DIGESTS).zip((0u64..).step_by(MAX_DIGESTS)) {
+        link.send(&Message::Digests { first_chunk: at, digests: part.to_vec() })?;
+    }
+    Ok(())
+}

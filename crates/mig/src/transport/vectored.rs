@@ -1,0 +1,115 @@
+//! `readv` and `writev` over guest memory: the kernel copies, so no Rust reference to it is made.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What one call takes at most (`UIO_MAXIOV` in the kernel's include/uapi/linux/uio.h).
+const MAX_VECTORS: usize = 1024;
+
+/// Writes all of `vectors`, which are used up.
+///
+/// # Safety
+/// Each vector is mapped readable memory for the whole call.
+pub(super) unsafe fn write_all(fd: BorrowedFd<'_>, vectors: &mut [libc::iovec]) -> io::Result<()> {
+    transfer(vectors, |part| {
+        // SAFETY: the caller vouches for the memory; the count is within the slice.
+        unsafe { libc::writev(fd.as_raw_fd(), part.as_ptr(), part.len() as libc::c_int) }
+    })
+}
+
+/// Fills all of `vectors`, which are used up.
+///
+/// # Safety
+/// Each vector is mapped writable memory for the whole call, with no Rust reference to it.
+pub(super) unsafe fn read_exact(fd: BorrowedFd<'_>, vectors: &mut [libc::iovec]) -> io::Result<()> {
+    transfer(vectors, |part| {
+        // SAFETY: the caller vouches for the memory; the count is within the slice.
+        unsafe { libc::readv(fd.as_raw_fd(), part.as_ptr(), part.len() as libc::c_int) }
+    })
+}
+
+fn transfer(
+    mut vectors: &mut [libc::iovec],
+    mut call: impl FnMut(&[libc::iovec]) -> isize,
+) -> io::Result<()> {
+    loop {
+        let empty = vectors.iter().take_while(|v| v.iov_len == 0).count();
+        vectors = &mut vectors[empty..];
+        if vectors.is_empty() {
+            return Ok(());
+        }
+        match call(&vectors[..vectors.len().min(MAX_VECTORS)]) {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            moved if moved > 0 => advance(vectors, moved as usize),
+            _ => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
+}
+
+/// Takes `moved` bytes off the front.
+fn advance(vectors: &mut [libc::iovec], mut moved: usize) {
+    for vector in vectors {
+        let part = moved.min(vector.iov_len);
+        // wrapping, since the result may be one past the end of the vector's memory
+        vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(part).cast();
+        vector.iov_len -= part;
+        moved -= part;
+        if moved == 0 {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn vectors(buffer: &mut [u8], pieces: &[usize]) -> Vec<libc::iovec> {
+        let mut rest = buffer;
+        let mut vectors = Vec::new();
+        for piece in pieces {
+            let (part, tail) = rest.split_at_mut(*piece);
+            vectors.push(libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
+            rest = tail;
+        }
+        vectors
+    }
+
+    #[test]
+    fn more_vectors_and_bytes_than_one_call_takes_arrive_in_order() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let pieces: Vec<usize> = (0..3000).map(|i| i % 700).collect();
+        let bytes: Vec<u8> = (0..pieces.iter().sum::<usize>()).map(|i| (i / 251 % 256) as u8).collect();
+        let mut copy = bytes.clone();
+        let writer = std::thread::spawn(move || {
+            let mut vectors = vectors(&mut copy, &pieces);
+            // SAFETY: the vectors point into `copy`, which outlives the call.
+            unsafe { write_all(there.as_fd(), &mut vectors) }
+        });
+        let mut received = Vec::new();
+        here.read_to_end(&mut received).unwrap();
+        writer.join().unwrap().unwrap();
+        assert!(received == bytes);
+    }
+
+    #[test]
+    fn a_peer_that_goes_early_is_an_error_and_no_endless_loop() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        here.write_all(&[1, 2, 3]).unwrap();
+        drop(here);
+        let mut buffer = [0; 10];
+        let mut vectors = vectors(&mut buffer, &[2, 0, 8]);
+        // SAFETY: the vectors point into `buffer`, which outlives the call and is not used meanwhile.
+        let error = unsafe { read_exact(there.as_fd(), &mut vectors) }.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

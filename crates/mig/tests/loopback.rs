@@ -1,0 +1,297 @@
+//! A guest moves over real sockets, both sides in this process: the drivers with everything that can go wrong
+//! around them.
+
+mod model;
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use mig::observe::{OutcomeKind, Progress, Verification};
+use mig::policy::{OnStall, Policy, StopReason};
+use mig::{
+    Address, Blame, Cancel, Listener, Observer, Outcome, Received, Side, SourceOptions, Step, migrate,
+    receive,
+};
+use model::{Flaw, Host, Model};
+
+const BUSY: Duration = Duration::from_micros(100);
+
+type Moment = fn(&Progress) -> bool;
+
+/// Keeps what it was told, and cancels at a chosen moment.
+#[derive(Default)]
+struct Notebook {
+    progress: Mutex<Vec<Progress>>,
+    cancel_when: Option<(Cancel, Moment)>,
+}
+
+impl Observer for Notebook {
+    fn progress(&self, progress: &Progress) {
+        if let Some((cancel, moment)) = &self.cancel_when
+            && moment(progress)
+        {
+            cancel.cancel();
+        }
+        self.progress.lock().unwrap().push(progress.clone());
+    }
+}
+
+fn listener() -> Listener {
+    Listener::bind(&Address::tcp("127.0.0.1", 0)).unwrap()
+}
+
+fn verified() -> SourceOptions {
+    SourceOptions { verify: true, ..SourceOptions::default() }
+}
+
+/// Moves `vm` to `host` over loopback.
+fn move_between(
+    vm: Model,
+    mut host: Host,
+    options: &SourceOptions,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> (Outcome<Model>, Received<Model>) {
+    let (listener, hang_up) = (listener(), Cancel::new());
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&listener, &mut host, &hang_up, &()));
+        let outcome = migrate(vm, listener.address(), options, cancel, observer);
+        // a receiver that the source never reached would listen on
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !receiving.is_finished() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        hang_up.cancel();
+        (outcome, receiving.join().unwrap())
+    })
+}
+
+fn assert_still_here(outcome: Outcome<Model>, step: Step, words: &str) -> Model {
+    let Outcome::StillHere { vm, report } = outcome else { panic!("not still here: {}", name(&outcome)) };
+    let fault = report.fault.unwrap();
+    assert_eq!(report.outcome, OutcomeKind::StillHere);
+    assert_eq!(fault.step, step, "{fault}");
+    assert!(fault.to_string().contains(words), "{fault}");
+    assert!(!vm.is_tracked(), "the dirty log is off");
+    assert!(vm.makes_progress(), "the guest goes on");
+    vm
+}
+
+fn name(outcome: &Outcome<Model>) -> String {
+    match outcome {
+        Outcome::Moved(report) | Outcome::StillHere { report, .. } => format!("{report:?}"),
+        Outcome::InDoubt(doubt) => format!("{:?}", doubt.report()),
+    }
+}
+
+#[test]
+fn a_writing_guest_moves_and_every_digest_agrees() {
+    for channels in [1, 2, 5] {
+        let vm = Model::running(6000, BUSY, Flaw::None);
+        let notebook = Notebook::default();
+        let options = SourceOptions { channels, ..verified() };
+        let (outcome, received) = move_between(vm, Host::default(), &options, &Cancel::new(), &notebook);
+        let Outcome::Moved(report) = outcome else { panic!("{}", name(&outcome)) };
+        let Received::Running { vm, report: receipt } = received else { panic!("not running") };
+        assert!(vm.makes_progress(), "the guest goes on at the destination");
+        assert_eq!(report.verification, Verification::Ok { chunks: 9 + 3 });
+        assert_eq!(
+            (report.pages, report.sent_bytes, report.rounds),
+            (receipt.pages, receipt.received_bytes, receipt.rounds)
+        );
+        assert_eq!(report.guest_gap, Some(Duration::from_micros(1234)));
+        assert_eq!(report.ram_bytes, 6000 * 4096);
+        assert!(report.pages.raw >= 5998 && report.pages.zero >= 1, "{:?}", report.pages);
+        let downtime = report.downtime.unwrap();
+        assert_eq!(downtime.total(), downtime.parts().iter().map(|(_, d)| *d).sum());
+        assert!(downtime.total() < report.total);
+        let told = notebook.progress.into_inner().unwrap();
+        assert!(matches!(told.first(), Some(Progress::Connected { version: 1, .. })));
+        assert!(matches!(told.last(), Some(Progress::Running)));
+        let rounds = told.iter().filter(|p| matches!(p, Progress::Round(_))).count();
+        assert_eq!(rounds as u32 + 1, report.rounds);
+    }
+}
+
+#[test]
+fn a_page_that_the_dirty_log_lost_is_named_and_the_guest_stays() {
+    let vm = Model::running(2000, Duration::ZERO, Flaw::ForgetsPage(1));
+    let (outcome, received) = move_between(vm, Host::default(), &verified(), &Cancel::new(), &());
+    let Outcome::StillHere { report, .. } = &outcome else { panic!("{}", name(&outcome)) };
+    assert_eq!(report.verification, Verification::Mismatch { guest_addresses: vec![4096] });
+    assert_still_here(outcome, Step::Verify, "0x1000");
+    assert!(matches!(received, Received::NotReceived(fault) if fault.step == Step::Verify));
+}
+
+#[test]
+fn a_guest_moves_at_the_second_attempt_after_the_first_was_cancelled_in_a_round() {
+    let vm = Model::running(20_000, BUSY, Flaw::None);
+    let cancel = Cancel::new();
+    let notebook = Notebook {
+        cancel_when: Some((cancel.clone(), |p| matches!(p, Progress::Round(_)))),
+        ..Notebook::default()
+    };
+    let (outcome, received) = move_between(vm, Host::default(), &verified(), &cancel, &notebook);
+    let Outcome::StillHere { vm, report } = outcome else { panic!("{}", name(&outcome)) };
+    assert_eq!(report.fault.unwrap().cause, "cancelled");
+    assert!(!vm.is_tracked() && vm.makes_progress());
+    assert!(matches!(received, Received::NotReceived(fault) if fault.cause == "cancelled"));
+    let (outcome, _received) = move_between(vm, Host::default(), &verified(), &Cancel::new(), &());
+    assert!(matches!(outcome, Outcome::Moved(_)), "{}", name(&outcome));
+}
+
+#[test]
+fn a_cancel_in_the_pause_lets_the_guest_run_on() {
+    let vm = Model::running(2000, BUSY, Flaw::None);
+    let cancel = Cancel::new();
+    let notebook = Notebook {
+        cancel_when: Some((cancel.clone(), |p| matches!(p, Progress::Paused))),
+        ..Notebook::default()
+    };
+    let slow = Host { flaw: Flaw::SlowRestore(Duration::from_millis(300)), ..Host::default() };
+    let (outcome, received) = move_between(vm, slow, &SourceOptions::default(), &cancel, &notebook);
+    let Outcome::StillHere { vm, report } = outcome else { panic!("{}", name(&outcome)) };
+    assert_eq!(report.fault.unwrap().cause, "cancelled");
+    assert!(vm.makes_progress());
+    assert!(matches!(received, Received::NotReceived(_)));
+}
+
+#[test]
+fn a_refused_guest_stays_and_every_reason_is_given() {
+    let vm = Model::running(2000, BUSY, Flaw::None);
+    let host = Host { max_bytes: Some(1 << 20), ..Host::default() };
+    let (outcome, _) = move_between(vm, host, &SourceOptions::default(), &Cancel::new(), &());
+    let words = "memory: 8192000 bytes needed, 1048576 free; colour: blue is not green; free some memory";
+    assert_still_here(outcome, Step::Prepare, words);
+}
+
+#[test]
+fn a_failure_of_either_side_before_commit_leaves_the_guest_here() {
+    for (flaw, step) in [(Flaw::FailsToPause, Step::Pause), (Flaw::FailsToSave, Step::Save)] {
+        let vm = Model::running(2000, BUSY, flaw);
+        let (outcome, _) = move_between(vm, Host::default(), &SourceOptions::default(), &Cancel::new(), &());
+        assert_still_here(outcome, step, "source");
+    }
+    let vm = Model::running(2000, BUSY, Flaw::None);
+    let host = Host { flaw: Flaw::FailsToRestore, ..Host::default() };
+    let (outcome, _) = move_between(vm, host, &SourceOptions::default(), &Cancel::new(), &());
+    assert_still_here(outcome, Step::Load, "destination, load: a register cannot be written");
+}
+
+#[test]
+fn a_destination_that_cannot_start_the_committed_guest_leaves_it_in_doubt_until_somebody_decides() {
+    let vm = Model::running(2000, BUSY, Flaw::None);
+    let host = Host { flaw: Flaw::FailsToResume, ..Host::default() };
+    let (outcome, received) = move_between(vm, host, &SourceOptions::default(), &Cancel::new(), &());
+    let Outcome::InDoubt(doubt) = outcome else { panic!("{}", name(&outcome)) };
+    assert!(matches!(received, Received::Lost(_)));
+    assert_eq!(doubt.report().outcome, OutcomeKind::InDoubt);
+    let vm = doubt.resume().map_err(|b| b.1).unwrap();
+    assert!(vm.makes_progress() && !vm.is_tracked());
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_stays_if_stalls_abort() {
+    let vm = Model::running(3000, Duration::ZERO, Flaw::None);
+    let policy = Policy {
+        downtime_limit: Duration::ZERO,
+        max_rounds: 4,
+        few_pages: 0,
+        on_stall: OnStall::Abort,
+        ..Policy::default()
+    };
+    let options = SourceOptions { policy, ..SourceOptions::default() };
+    let (outcome, _) = move_between(vm, Host::default(), &options, &Cancel::new(), &());
+    let Outcome::StillHere { vm, report } = outcome else { panic!("{}", name(&outcome)) };
+    assert!(matches!(report.stop_reason, Some(StopReason::RoundLimit | StopReason::NoProgress)));
+    assert!(report.fault.unwrap().to_string().contains("did not converge"));
+    assert!(vm.makes_progress());
+}
+
+#[test]
+fn a_name_that_does_not_resolve_and_a_port_where_nobody_listens_are_told_apart() {
+    let unresolved = Address::tcp("no-such-host.invalid", 1);
+    let vm = Model::running(2000, BUSY, Flaw::None);
+    let outcome = migrate(vm, &unresolved, &SourceOptions::default(), &Cancel::new(), &());
+    let vm = assert_still_here(outcome, Step::Connect, "cannot resolve tcp:no-such-host.invalid:1");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let outcome =
+        migrate(vm, &Address::tcp("127.0.0.1", closed), &SourceOptions::default(), &Cancel::new(), &());
+    let Outcome::StillHere { report, .. } = &outcome else { panic!("{}", name(&outcome)) };
+    assert_eq!(report.fault.as_ref().unwrap().blame, Blame::Network);
+    assert_still_here(outcome, Step::Connect, "start mig-recv there");
+}
+
+#[test]
+fn a_peer_that_speaks_http_is_recognised() {
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::tcp("127.0.0.1", web.local_addr().unwrap().port());
+    let server = std::thread::spawn(move || {
+        let (mut socket, _) = web.accept().unwrap();
+        socket.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").unwrap();
+        socket
+    });
+    let vm = Model::running(2000, BUSY, Flaw::None);
+    let outcome = migrate(vm, &address, &SourceOptions::default(), &Cancel::new(), &());
+    drop(server.join().unwrap());
+    assert_still_here(outcome, Step::Handshake, "not this protocol: the peer sent HTTP/1.1 400 Bad Request");
+}
+
+#[test]
+fn a_receiver_turns_strangers_away_and_then_takes_a_guest() {
+    let listener = listener();
+    let port: u16 = listener.address().to_string().rsplit(':').next().unwrap().parse().unwrap();
+    let notebook = Notebook::default();
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &notebook));
+        let mut curl = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        curl.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n").unwrap();
+        let _silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let vm = Model::running(2000, BUSY, Flaw::None);
+        let outcome = migrate(vm, listener.address(), &verified(), &Cancel::new(), &());
+        assert!(matches!(outcome, Outcome::Moved(_)), "{}", name(&outcome));
+        assert!(matches!(receiving.join().unwrap(), Received::Running { .. }));
+    });
+    let told = notebook.progress.into_inner().unwrap();
+    let web = told
+        .iter()
+        .any(|p| matches!(p, Progress::TurnedAway { cause, .. } if cause.contains("GET / HTTP/1.1")));
+    assert!(web, "{told:?}");
+}
+
+#[test]
+fn a_second_source_is_told_that_the_receiver_is_busy() {
+    let listener = listener();
+    let slow = &mut Host { flaw: Flaw::SlowRestore(Duration::from_millis(1500)), ..Host::default() };
+    let paused = Cancel::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| receive(&listener, slow, &Cancel::new(), &()));
+        let first = scope.spawn(|| {
+            let vm = Model::running(2000, BUSY, Flaw::None);
+            // tells the second one when to come
+            let notebook = Notebook {
+                cancel_when: Some((paused.clone(), |p| matches!(p, Progress::Paused))),
+                ..Notebook::default()
+            };
+            migrate(vm, listener.address(), &SourceOptions::default(), &Cancel::new(), &notebook)
+        });
+        while !paused.is_cancelled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let vm = Model::running(2000, BUSY, Flaw::None);
+        let second = migrate(vm, listener.address(), &SourceOptions::default(), &Cancel::new(), &());
+        assert_still_here(second, Step::Handshake, "busy: another guest is being received");
+        assert!(matches!(first.join().unwrap(), Outcome::Moved(_)));
+    });
+}
+
+#[test]
+fn a_receiver_that_is_cancelled_while_it_waits_returns() {
+    let (listener, cancel) = (listener(), Cancel::new());
+    cancel.cancel();
+    let received = receive(&listener, &mut Host::default(), &cancel, &());
+    assert!(matches!(received, Received::NotReceived(fault) if fault.side == Side::Destination));
+}

@@ -1,1 +1,1 @@
-//! Tests.
+//! Tests that belong to no single crate: see `tests/`.

@@ -14,7 +14,13 @@ mod idle;
 mod image;
 mod layout;
 mod name;
+mod schedule;
 mod state;
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

@@ -1,1 +1,1 @@
-//! Benchmarks.
+//! Benchmarks: see `benches/`.

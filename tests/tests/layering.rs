@@ -21,9 +21,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Crates that bring sockets, threads, guest memory or KVM, and who must not see them.
 const NEVER: &[(&str, &[&str])] = &[
-    ("mig-wire", &["libc", "nix", "socket2", "crossbeam", "vm-memory", "kvm-ioctls", "kvm-bindings", "vmm-sys-util"]),
-    ("mig-core", &["libc", "nix", "socket2", "crossbeam", "vm-memory", "kvm-ioctls", "kvm-bindings", "vmm-sys-util"]),
-    ("mig-sim", &["libc", "nix", "socket2", "crossbeam", "vm-memory", "kvm-ioctls", "kvm-bindings", "vmm-sys-util"]),
+    (
+        "mig-wire",
+        &["libc", "nix", "socket2", "crossbeam", "vm-memory", "kvm-ioctls", "kvm-bindings", "vmm-sys-util"],
+    ),
+    (
+        "mig-core",
+        &["libc", "nix", "socket2", "crossbeam", "vm-memory", "kvm-ioctls", "kvm-bindings", "vmm-sys-util"],
+    ),
+    (
+        "mig-sim",
+        &["libc", "nix", "socket2", "crossbeam", "vm-memory", "kvm-ioctls", "kvm-bindings", "vmm-sys-util"],
+    ),
     ("mig", &["kvm-ioctls", "kvm-bindings", "vmm-sys-util"]),
     ("mig-kvm", &["socket2", "mig-wire", "mig-core"]),
 ];

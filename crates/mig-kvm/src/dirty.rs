@@ -260,3 +260,6 @@ unsafe fn set_flags(vm: &VmFd, slot: &Slot, flags: u32) -> Result<(), KvmError> 
     // SAFETY: the caller's promise.
     unsafe { ioctl::set_memory_region(vm, region) }
 }
+
+#[cfg(test)]
+mod tests;

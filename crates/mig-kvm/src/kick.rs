@@ -324,3 +324,6 @@ fn unblock(signal: libc::c_int) -> Result<(), KvmError> {
         code => Err(errno::Error::new(code)).call("pthread_sigmask"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,14 @@
 //! optional is used without asking.
 
 pub mod cap;
+pub mod compat;
 pub mod dirty;
 pub mod error;
 mod ioctl;
 pub mod kick;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod vcpu;
 pub mod vm;

@@ -127,3 +127,6 @@ pub(crate) fn decode<T: DeserializeOwned>(
     }
     Ok(body::decode(name, &section.body)?)
 }
+
+#[cfg(test)]
+mod tests;

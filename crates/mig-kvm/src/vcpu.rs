@@ -135,6 +135,10 @@ impl SaveContext {
         let boot_id = time::boot_id().ok();
         Ok(Self { caps: caps.clone(), boot_id, host_tsc_khz, feature_msrs, msrs })
     }
+
+    pub(crate) fn feature_msrs(&self) -> &[u32] {
+        &self.feature_msrs
+    }
 }
 
 /// What restoring needs to know.
@@ -413,3 +417,6 @@ fn still(lapic: &[u8]) -> Vec<(usize, u8)> {
     const MOVING: [usize; 3] = [0x30, 0xa0, 0x390];
     lapic.iter().copied().enumerate().filter(|(at, _)| !MOVING.contains(&(at & !0xf))).collect()
 }
+
+#[cfg(test)]
+mod tests;

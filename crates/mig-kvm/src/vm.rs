@@ -253,3 +253,6 @@ impl From<&Pit> for kvm_pit_state2 {
         Self { channels, flags: pit.flags, reserved: [0; 9] }
     }
 }
+
+#[cfg(test)]
+mod tests;

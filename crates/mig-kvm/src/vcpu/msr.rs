@@ -62,6 +62,13 @@ pub(crate) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, KvmError>
     Ok(msrs)
 }
 
+/// What KVM could give a guest for a feature MSR.
+pub(crate) fn read_system(kvm: &Kvm, index: u32) -> Option<Msr> {
+    let entry = kvm_msr_entry { index, ..Default::default() };
+    let mut one = Msrs::from_entries(&[entry]).expect("one is not too many");
+    (kvm.get_msrs(&mut one) == Ok(1)).then(|| Msr::from(&one.as_slice()[0]))
+}
+
 /// Writes one MSR whose value does not stay what was written.
 pub(super) fn write_as_is(vcpu: &VcpuFd, msr: Msr) -> Result<(), KvmError> {
     let one = Msrs::from_entries(&[(&msr).into()]).expect("one is not too many");
@@ -73,7 +80,7 @@ pub(super) fn write_as_is(vcpu: &VcpuFd, msr: Msr) -> Result<(), KvmError> {
 
 /// Writes every one of `msrs`, in order. One that KVM will not write is an error, unless it holds the value
 /// already (registers that describe the CPU are read-only).
-pub(super) fn write(vcpu: &VcpuFd, msrs: &[Msr]) -> Result<(), KvmError> {
+pub(crate) fn write(vcpu: &VcpuFd, msrs: &[Msr]) -> Result<(), KvmError> {
     let mut left = msrs;
     while !left.is_empty() {
         let chunk = &left[..left.len().min(CHUNK)];

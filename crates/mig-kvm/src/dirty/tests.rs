@@ -1,0 +1,268 @@
+use std::collections::BTreeSet;
+
+use mig::bitmap::runs;
+use mig::domain::CHUNK_PAGES;
+use vm_memory::Bytes;
+
+use super::*;
+use crate::testing::{CODE, Machine, PAGE, REGIONS};
+
+/// Page index in the domain of [`REGIONS`] of a guest address.
+fn page_of(address: u64) -> u64 {
+    let (second, _) = REGIONS[1];
+    if address >= second { 1536 + (address - second) / PAGE } else { address / PAGE }
+}
+
+fn address_of(page: u64) -> u64 {
+    if page >= 1536 { REGIONS[1].0 + (page - 1536) * PAGE } else { page * PAGE }
+}
+
+fn domain() -> Domain {
+    Domain::new(&REGIONS.map(|(guest_address, pages)| Region { guest_address, bytes: pages * PAGE })).unwrap()
+}
+
+fn all() -> BTreeSet<u64> {
+    pages(&Bitmap::full(&domain()))
+}
+
+fn pages(bitmap: &Bitmap) -> BTreeSet<u64> {
+    runs(0, bitmap.words()).flat_map(|r| r.first..r.first + r.count).collect()
+}
+
+fn log(machine: &Machine, protection: Protection) -> DirtyLog {
+    let (vm, slots, memory) = (machine.vm.clone(), machine.slots.clone(), machine.memory.clone());
+    DirtyLog::with_protection(vm, slots, memory, &machine.caps, protection).unwrap()
+}
+
+fn sync(log: &mut DirtyLog) -> BTreeSet<u64> {
+    let mut dirty = Bitmap::empty(&domain());
+    log.sync(&mut dirty).unwrap();
+    pages(&dirty)
+}
+
+/// Re-arms exactly these pages, a chunk at a time as the engine does.
+fn rearm(log: &DirtyLog, pages: &BTreeSet<u64>) {
+    let domain = domain();
+    let mut bitmap = Bitmap::empty(&domain);
+    pages.iter().for_each(|p| bitmap.set(*p));
+    let mut words = Vec::new();
+    for chunk in 0..domain.chunks() {
+        bitmap.take_words(domain.chunk_pages(chunk), &mut words);
+        log.rearm(chunk * CHUNK_PAGES, &words).unwrap();
+    }
+}
+
+/// A log that was started and of which every page was re-armed and found clean.
+fn clean(protection: Protection) -> Option<(Machine, DirtyLog)> {
+    let machine = Machine::new(1)?;
+    machine.load_writer();
+    let mut log = log(&machine, protection);
+    log.start().unwrap();
+    if protection == Protection::Manual {
+        rearm(&log, &all());
+    }
+    assert_eq!(sync(&mut log), BTreeSet::new());
+    Some((machine, log))
+}
+
+#[test]
+fn the_manual_log_is_chosen_where_kvm_has_it() {
+    let Some(machine) = Machine::new(1) else { return };
+    let mut caps = machine.caps.clone();
+    let best = |caps: &Caps| {
+        DirtyLog::new(machine.vm.clone(), machine.slots.clone(), machine.memory.clone(), caps).unwrap()
+    };
+    caps.manual_dirty_log = 3;
+    assert_eq!(best(&caps).protection(), Protection::Manual);
+    caps.manual_dirty_log = 0;
+    assert_eq!(best(&caps).protection(), Protection::OnRead);
+}
+
+#[test]
+fn what_the_guest_writes_is_found_and_nothing_else() {
+    for protection in [Protection::Manual, Protection::OnRead] {
+        let Some((mut machine, mut log)) = clean(protection) else { return };
+        machine.guest_writes(5 * PAGE, PAGE, 3);
+        machine.guest_writes(REGIONS[1].0 + 699 * PAGE, PAGE, 1);
+        machine.guest_writes(1026 * PAGE, PAGE, 1);
+        assert_eq!(sync(&mut log), BTreeSet::from([5, 6, 7, 1026, 1536 + 699]), "{protection:?}");
+        log.stop().unwrap();
+    }
+}
+
+#[test]
+fn what_this_process_writes_is_found_once() {
+    for protection in [Protection::Manual, Protection::OnRead] {
+        let Some((machine, mut log)) = clean(protection) else { return };
+        machine.memory.write_obj(7u64, GuestAddress(9 * PAGE - 4)).unwrap();
+        machine.memory.write_slice(&[1; 5000], GuestAddress(REGIONS[1].0)).unwrap();
+        assert_eq!(sync(&mut log), BTreeSet::from([8, 9, 1536, 1537]), "{protection:?}");
+        assert_eq!(sync(&mut log), BTreeSet::new());
+    }
+}
+
+#[test]
+fn our_writes_from_before_the_start_are_forgotten() {
+    let Some(machine) = Machine::new(1) else { return };
+    machine.load_writer();
+    let mut log = log(&machine, Protection::OnRead);
+    log.start().unwrap();
+    assert!(!sync(&mut log).contains(&page_of(CODE)));
+}
+
+#[test]
+fn a_page_that_is_not_re_armed_is_reported_again_and_again() {
+    let Some((mut machine, mut log)) = clean(Protection::Manual) else { return };
+    machine.guest_writes(5 * PAGE, PAGE, 2);
+    assert_eq!(sync(&mut log), BTreeSet::from([5, 6]));
+    assert_eq!(sync(&mut log), BTreeSet::from([5, 6]));
+    rearm(&log, &BTreeSet::from([6]));
+    assert_eq!(sync(&mut log), BTreeSet::from([5]));
+}
+
+#[test]
+fn reading_the_plain_log_re_arms_by_itself() {
+    let Some((mut machine, mut log)) = clean(Protection::OnRead) else { return };
+    for _ in 0..3 {
+        machine.guest_writes(5 * PAGE, PAGE, 2);
+        assert_eq!(sync(&mut log), BTreeSet::from([5, 6]));
+        assert_eq!(sync(&mut log), BTreeSet::new());
+    }
+}
+
+#[test]
+fn a_write_after_the_re_arming_is_found_and_one_before_it_is_not() {
+    let Some((mut machine, mut log)) = clean(Protection::Manual) else { return };
+    machine.guest_writes(5 * PAGE, PAGE, 1);
+    // Whoever re-arms a page that will not be sent loses it: this is why only given bits are cleared.
+    rearm(&log, &BTreeSet::from([5]));
+    assert_eq!(sync(&mut log), BTreeSet::new());
+    machine.guest_writes(5 * PAGE, PAGE, 1);
+    rearm(&log, &BTreeSet::from([4, 6]));
+    assert_eq!(sync(&mut log), BTreeSet::from([5]));
+}
+
+#[test]
+fn a_started_manual_log_reports_every_page_that_was_never_re_armed() {
+    let Some(machine) = Machine::new(1) else { return };
+    if machine.caps.manual_dirty_log & 2 == 0 {
+        eprintln!("SKIPPED: KVM has no KVM_DIRTY_LOG_INITIALLY_SET");
+        return;
+    }
+    let mut log = log(&machine, Protection::Manual);
+    log.start().unwrap();
+    assert_eq!(sync(&mut log), all());
+    rearm(&log, &(0..512).collect());
+    assert_eq!(sync(&mut log), all().into_iter().filter(|p| *p >= 512).collect());
+}
+
+#[test]
+fn stopping_ends_the_log_and_starting_again_begins_a_new_one() {
+    let Some((mut machine, mut log)) = clean(Protection::Manual) else { return };
+    log.stop().unwrap();
+    log.stop().unwrap();
+    machine.guest_writes(5 * PAGE, PAGE, 1);
+    assert_eq!(sync(&mut log), BTreeSet::new());
+    log.start().unwrap();
+    rearm(&log, &all());
+    machine.guest_writes(7 * PAGE, PAGE, 1);
+    assert_eq!(sync(&mut log), BTreeSet::from([7]));
+}
+
+#[test]
+fn windows_that_are_no_slot_s_are_refused() {
+    let Some((_machine, log)) = clean(Protection::Manual) else { return };
+    let refused = |first, words: &[u64]| log.rearm_window(first, words).is_err();
+    assert!(refused(1100, &[1]), "between the regions");
+    assert!(refused(8, &[1]), "no multiple of 64");
+    assert!(refused(1024, &[0b1000]), "past the end of a region of 1027 pages");
+    assert!(refused(1024, &[1, 1]), "past the end by a word");
+    assert!(refused(1 << 40, &[1]));
+    assert!(!refused(1024, &[0b111]) && !refused(1024, &[1, 0]) && !refused(0, &[]));
+}
+
+#[test]
+fn slots_that_are_not_the_memory_s_regions_are_refused() {
+    let Some(machine) = Machine::new(1) else { return };
+    let refused = |change: &dyn Fn(&mut Vec<Slot>)| {
+        let mut slots = machine.slots.clone();
+        change(&mut slots);
+        DirtyLog::new(machine.vm.clone(), slots, machine.memory.clone(), &machine.caps).is_err()
+    };
+    assert!(!refused(&|slots| slots.reverse()), "their order does not matter");
+    assert!(refused(&|slots| slots.truncate(1)));
+    assert!(refused(&|slots| slots[1].host_address += PAGE));
+    assert!(refused(&|slots| slots[0].region.bytes -= PAGE));
+    assert!(refused(&|slots| slots[1].region.guest_address += PAGE));
+}
+
+#[test]
+fn five_hundred_random_operations_agree_with_sets_of_pages() {
+    for protection in [Protection::Manual, Protection::OnRead] {
+        let Some((mut machine, mut log)) = clean(protection) else { return };
+        // What KVM's log and our own bitmap hold, and what the engine still has to send.
+        let (mut logged, mut own, mut pending) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for _ in 0..500 {
+            let region = random(2);
+            let (first, count) = if region == 0 { (2, 1025) } else { (1536, 700) };
+            let page = first + random(count);
+            match random(4) {
+                0 => {
+                    let count = 1 + random(6).min(first + count - page - 1);
+                    machine.guest_writes(address_of(page) + 8, PAGE, count);
+                    logged.extend(page..page + count);
+                }
+                1 => {
+                    machine.memory.write_obj(page, GuestAddress(address_of(page))).unwrap();
+                    own.insert(page);
+                }
+                2 => {
+                    let found = sync(&mut log);
+                    assert_eq!(found, &logged | &own, "{protection:?}");
+                    pending.extend(found);
+                    own.clear();
+                    if protection == Protection::OnRead {
+                        logged.clear();
+                    }
+                }
+                _ => {
+                    let sent: BTreeSet<u64> = pending.iter().copied().filter(|_| random(3) > 0).collect();
+                    rearm(&log, &sent);
+                    pending.retain(|p| !sent.contains(p));
+                    if protection == Protection::Manual {
+                        logged.retain(|p| !sent.contains(p));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_write_of_ours_is_lost_to_a_concurrent_sync() {
+    let Some((machine, mut log)) = clean(Protection::OnRead) else { return };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut found = 0;
+    let memory = machine.memory.clone();
+    std::thread::scope(|scope| {
+        // Each page is written once; a lost bit is a page never found.
+        let writer = scope.spawn(|| {
+            for page in 2..1027u64 {
+                memory.write_obj(page, GuestAddress(page * PAGE)).unwrap();
+                std::thread::yield_now();
+            }
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            found += sync(&mut log).len();
+        }
+        writer.join().unwrap();
+    });
+    found += sync(&mut log).len();
+    assert_eq!(found, 1025);
+}

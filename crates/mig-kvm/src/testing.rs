@@ -1,0 +1,157 @@
+//! A small VM for tests: memory, chips, vCPUs in flat 32-bit protected mode, and code of a few bytes.
+
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_mp_state, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use mig::describe::Region;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::cap::Caps;
+use crate::dirty::Slot;
+use crate::vcpu::SaveContext;
+
+pub(crate) const PAGE: u64 = 4096;
+/// Two regions: one that ends inside a chunk and inside a word, and one apart from it.
+pub(crate) const REGIONS: [(u64, u64); 2] = [(0, 1027), (32 << 20, 700)];
+/// Where [`Machine::load`] puts code; its page is written by the VMM only.
+pub(crate) const CODE: u64 = 0x1000;
+/// The port that guests end by.
+pub(crate) const END_PORT: u16 = 0x10;
+
+pub(crate) struct Machine {
+    pub(crate) kvm: Kvm,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) vcpus: Vec<VcpuFd>,
+    pub(crate) memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) caps: Caps,
+    pub(crate) context: SaveContext,
+}
+
+/// KVM, or `None` (loudly) where a test may be skipped for want of it.
+pub(crate) fn kvm() -> Option<Kvm> {
+    match Kvm::new() {
+        Ok(kvm) => Some(kvm),
+        Err(e) if std::env::var_os("MIG_REQUIRE_KVM").is_some_and(|v| v == "1") => {
+            panic!("no /dev/kvm, and MIG_REQUIRE_KVM=1: {e}")
+        }
+        Err(e) => {
+            eprintln!("SKIPPED: no /dev/kvm ({e})");
+            None
+        }
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(vcpus: u64) -> Option<Self> {
+        Self::with_regions(vcpus, &REGIONS)
+    }
+
+    pub(crate) fn with_regions(vcpus: u64, regions: &[(u64, u64)]) -> Option<Self> {
+        let mut machine = Self::bare(vcpus, regions)?;
+        let supported = machine.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        for (id, vcpu) in machine.vcpus.iter().enumerate() {
+            let mut cpuid = supported.clone();
+            for entry in cpuid.as_mut_slice().iter_mut().filter(|e| e.function == 1) {
+                entry.ebx = entry.ebx & 0xff_ffff | (id as u32) << 24;
+                // x2apic and the TSC-deadline timer, which KVM's own APIC has.
+                entry.ecx |= 1 << 21 | 1 << 24;
+            }
+            vcpu.set_cpuid2(&cpuid).unwrap();
+            vcpu.set_mp_state(kvm_mp_state::default()).unwrap();
+            flat(vcpu);
+        }
+        machine.context = SaveContext::probe(&machine.kvm, &machine.vcpus[0], &machine.caps).unwrap();
+        Some(machine)
+    }
+
+    /// Without CPUID: what a state is restored into.
+    pub(crate) fn bare(vcpus: u64, regions: &[(u64, u64)]) -> Option<Self> {
+        let kvm = kvm()?;
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let caps = Caps::probe(&kvm, &vm).unwrap();
+        caps.enable(&vm).unwrap();
+        vm.set_tss_address(0xfffb_d000).unwrap();
+        vm.create_irq_chip().unwrap();
+        vm.create_pit2(kvm_pit_config::default()).unwrap();
+        let ranges: Vec<_> =
+            regions.iter().map(|(start, pages)| (GuestAddress(*start), (pages * PAGE) as usize)).collect();
+        let memory = Arc::new(GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).unwrap());
+        let slots: Vec<Slot> =
+            memory.iter().zip(0..).map(|(region, slot)| slot_of(&memory, region, slot)).collect();
+        for slot in &slots {
+            let region = kvm_userspace_memory_region {
+                slot: slot.slot,
+                flags: 0,
+                guest_phys_addr: slot.region.guest_address,
+                memory_size: slot.region.bytes,
+                userspace_addr: slot.host_address,
+            };
+            // SAFETY: `memory` maps the region and outlives every use of the VM in a test.
+            unsafe { vm.set_user_memory_region(region).unwrap() };
+        }
+        let vcpus: Vec<VcpuFd> = (0..vcpus).map(|id| vm.create_vcpu(id).unwrap()).collect();
+        let context = SaveContext::probe(&kvm, &vcpus[0], &caps).unwrap();
+        Some(Self { kvm, vm, vcpus, memory, slots, caps, context })
+    }
+
+    pub(crate) fn load(&self, code: &[u8]) {
+        self.memory.write_slice(code, GuestAddress(CODE)).unwrap();
+    }
+
+    /// Loads the guest of [`Machine::guest_writes`].
+    pub(crate) fn load_writer(&self) {
+        // again: mov [edi], eax; add edi, ebx; dec ecx; jnz again; out END_PORT, al
+        self.load(&[0x89, 0x07, 0x01, 0xdf, 0x49, 0x75, 0xf9, 0xe6, END_PORT as u8]);
+    }
+
+    /// Has the guest write a word at `address` and at every `stride` bytes after it.
+    pub(crate) fn guest_writes(&mut self, address: u64, stride: u64, count: u64) {
+        let vcpu = &mut self.vcpus[0];
+        let mut regs = vcpu.get_regs().unwrap();
+        (regs.rip, regs.rdi, regs.rbx, regs.rcx, regs.rax) = (CODE, address, stride, count, 0x5a5a);
+        vcpu.set_regs(&regs).unwrap();
+        run_to_end(vcpu);
+    }
+}
+
+/// Runs until the guest writes to the end port, and completes that write.
+pub(crate) fn run_to_end(vcpu: &mut VcpuFd) {
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(END_PORT, _)) => break,
+            Ok(VcpuExit::Intr) => {}
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => panic!("the guest left with {other:?}"),
+        }
+    }
+    vcpu.set_kvm_immediate_exit(1);
+    assert_eq!(vcpu.run().unwrap_err().errno(), libc::EINTR);
+    vcpu.set_kvm_immediate_exit(0);
+}
+
+fn slot_of(memory: &GuestMemoryMmap<AtomicBitmap>, region: &impl GuestMemoryRegion, slot: u32) -> Slot {
+    let guest_address = region.start_addr().0;
+    let host_address = memory.get_host_address(region.start_addr()).unwrap() as u64;
+    Slot { slot, region: Region { guest_address, bytes: region.len() }, host_address }
+}
+
+/// Flat 32-bit protected mode without paging, at [`CODE`].
+pub(crate) fn flat(vcpu: &VcpuFd) {
+    let mut sregs = vcpu.get_sregs().unwrap();
+    sregs.cr0 |= 1;
+    for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss]
+    {
+        (segment.base, segment.limit, segment.g, segment.db) = (0, 0xffff_ffff, 1, 1);
+        (segment.present, segment.s, segment.type_, segment.selector) = (1, 1, 3, 16);
+    }
+    (sregs.cs.type_, sregs.cs.selector) = (11, 8);
+    vcpu.set_sregs(&sregs).unwrap();
+    let mut regs = vcpu.get_regs().unwrap();
+    (regs.rip, regs.rflags, regs.rsp) = (CODE, 2, 0x8000);
+    vcpu.set_regs(&regs).unwrap();
+}

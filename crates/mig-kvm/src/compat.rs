@@ -15,7 +15,7 @@ use crate::cap::Caps;
 use crate::error::{Call, KvmError};
 use crate::time;
 use crate::vcpu::saved::{CpuidEntry, Msr};
-use crate::vcpu::{SaveContext, msr};
+use crate::vcpu::{self, SaveContext, msr};
 use names::{FEATURES, Register};
 
 /// The name of the section that describes a guest's CPU.
@@ -30,6 +30,7 @@ struct Platform {
     feature_msrs: Vec<Msr>,
     xsave_bytes: u64,
     tsc_khz: u32,
+    boot_id: Option<[u8; 16]>,
 }
 
 /// What this host can give.
@@ -40,6 +41,8 @@ struct Host {
     xsave_bytes: u64,
     tsc_khz: u32,
     tsc_control: bool,
+    tsc_shift: bool,
+    boot_id: Option<[u8; 16]>,
     tsc_deadline_timer: bool,
 }
 
@@ -54,6 +57,7 @@ pub fn platform_section(vcpu: &VcpuFd, context: &SaveContext) -> Result<Section,
         feature_msrs: msr::read(vcpu, context.feature_msrs())?,
         xsave_bytes: context.caps.xsave_bytes as u64,
         tsc_khz: vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")?,
+        boot_id: context.boot_id,
     };
     Ok(Section::critical(NAME, 0, SCHEMA, &platform))
 }
@@ -110,6 +114,8 @@ impl Host {
             xsave_bytes: caps.xsave_bytes as u64,
             tsc_khz: vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")?,
             tsc_control: caps.tsc_control,
+            tsc_shift: vcpu::can_shift_tsc(&vcpu)?,
+            boot_id: time::boot_id().ok(),
             tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
         };
         Ok((host, Scratch { vcpu, _vm: vm }))
@@ -140,11 +146,7 @@ fn compare(guest: &Platform, host: &Host) -> Vec<Refusal> {
     address_bits(guest, host, &mut refusals);
     performance_counters(guest, host, &mut refusals);
     feature_msrs(guest, host, &mut refusals);
-    if !host.tsc_control && !time::within_tolerance(guest.tsc_khz, host.tsc_khz) {
-        let (guest_khz, host_khz) = (guest.tsc_khz, host.tsc_khz);
-        let cause = format!("the guest counts {guest_khz} kHz, this host {host_khz} kHz and cannot scale");
-        refusals.push(Refusal::new("tsc frequency", cause, "move to a host of the same frequency"));
-    }
+    tsc(guest, host, &mut refusals);
     refusals
 }
 
@@ -238,6 +240,19 @@ fn performance_counters(guest: &Platform, host: &Host, refusals: &mut Vec<Refusa
             let cause = format!("the guest has {given}, this host {here}");
             refusals.push(Refusal::new(what, cause, HARDWARE));
         }
+    }
+}
+
+fn tsc(guest: &Platform, host: &Host, refusals: &mut Vec<Refusal>) {
+    let (guest_khz, host_khz) = (guest.tsc_khz, host.tsc_khz);
+    if !host.tsc_control && !time::within_tolerance(guest_khz, host_khz) {
+        let cause = format!("the guest counts {guest_khz} kHz, this host {host_khz} kHz and cannot scale");
+        refusals.push(Refusal::new("tsc frequency", cause, "move to a host of the same frequency"));
+    }
+    let same_host = host.boot_id.is_some() && guest.boot_id == host.boot_id;
+    if !host.tsc_shift && !same_host {
+        let cause = "this kvm cannot shift a guest's tsc, which would jump to this host's";
+        refusals.push(Refusal::new("tsc offset", cause, "move within one host, or to one with vmx or svm"));
     }
 }
 
@@ -379,7 +394,7 @@ mod tests {
         let Some(machine) = Machine::new(1) else { return };
         let given = decoded(&platform_section(&machine.vcpus[0], &machine.context).unwrap());
         let (mut host, _scratch) = Host::probe(&machine.kvm).unwrap();
-        host.tsc_control = false;
+        (host.tsc_control, host.tsc_shift) = (false, false);
         let with = |change: &dyn Fn(&mut Platform)| {
             let mut guest = given.clone();
             change(&mut guest);
@@ -390,6 +405,8 @@ mod tests {
         assert_eq!(with(&|g| entry(&mut g.cpuid, 0x8000_0008).eax += 0x100), ["linear address bits"]);
         assert_eq!(with(&|g| g.xsave_bytes += 64), ["xsave area"]);
         assert_eq!(with(&|g| g.tsc_khz += g.tsc_khz / 100), ["tsc frequency"]);
+        assert_eq!(with(&|g| g.boot_id = Some([1; 16])), ["tsc offset"]);
+        assert_eq!(with(&|g| g.boot_id = None), ["tsc offset"]);
         assert_eq!(with(&|g| entry(&mut g.cpuid, 0xa).eax |= 0xff), ["pmu version"]);
         let component = |g: &mut Platform| {
             g.cpuid.iter_mut().find(|e| (e.function, e.index) == (0xd, 2)).unwrap().ebx += 64;

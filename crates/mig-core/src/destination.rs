@@ -26,7 +26,8 @@ pub enum Event {
     Prepared(DestinationCosts),
     /// It cannot be made.
     Refused(Vec<Refusal>),
-    /// All page channels are attached.
+    /// All page channels are attached. To be fed before the last of them is answered, since pages may
+    /// follow the answer at once.
     Attached,
     /// A channel has received its part of a round.
     ChannelEnded {
@@ -48,7 +49,9 @@ pub enum Event {
     Resumed,
     /// What the guest felt is known, or will not be.
     Gap(Option<Duration>),
-    /// Something failed here, or on the way.
+    /// Something failed here, or on the way: told with [`Blame::Local`] where an action failed, with
+    /// [`Blame::Network`] where the link was lost or fell silent. `FindGap` does not fail: its answer is
+    /// then `Gap(None)`.
     Failed(Fault),
     /// Somebody wants it to end.
     Cancelled,
@@ -187,7 +190,10 @@ impl Destination {
         let actions = match event {
             Event::Message(message) => self.message(now, message),
             Event::Prepared(costs) => self.prepared(costs),
-            Event::Refused(refusals) => self.refused(refusals),
+            Event::Refused(refusals) => match self.stage {
+                Stage::Preparing => self.refused(refusals),
+                _ => Vec::new(),
+            },
             Event::Attached => self.attached(),
             Event::ChannelEnded { round } => self.channel_ended(now, round),
             Event::Verified => self.verified(now),
@@ -430,7 +436,8 @@ impl Destination {
     fn failed(&mut self, fault: Fault) -> Vec<Action> {
         match self.stage {
             Stage::Ended => Vec::new(),
-            Stage::Resuming { .. } if fault.blame == Blame::Network => Vec::new(),
+            // neither the link nor what the source sends now can undo a resume that is under way
+            Stage::Resuming { .. } if matches!(fault.blame, Blame::Network | Blame::Peer) => Vec::new(),
             Stage::Resuming { .. } => {
                 self.stage = Stage::Ended;
                 vec![Action::Send(Message::Lost(fault.clone())), Action::End(End::Lost(fault))]

@@ -13,7 +13,8 @@ use crate::progress::{Downtime, OutcomeKind, PageCounts, Report, Verification};
 /// Notes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Ledger {
-    pub(crate) began: Duration,
+    /// When the control channel was there.
+    pub(crate) began: Option<Duration>,
     pub(crate) copying_since: Duration,
     pub(crate) channels: u16,
     pub(crate) secret: Secret,
@@ -52,7 +53,7 @@ impl Ledger {
             outcome,
             stop_reason: self.stop_reason,
             rounds: self.rounds,
-            total: now.saturating_sub(self.began),
+            total: self.began.map_or(Duration::ZERO, |began| now.saturating_sub(began)),
             downtime: (outcome == OutcomeKind::Moved).then_some(self.downtime),
             predicted_downtime: self.predicted_downtime,
             guest_gap: self.guest_gap,

@@ -78,7 +78,8 @@ pub enum Event {
     },
     /// The guest runs again here.
     Resumed,
-    /// Something failed here, or on the way.
+    /// Something failed here, or on the way. A resume that failed is told with [`Step::Resume`] and
+    /// [`Blame::Local`], a link that was lost or fell silent with [`Blame::Network`].
     Failed(Fault),
     /// Somebody wants it to end.
     Cancelled,
@@ -282,7 +283,7 @@ impl Source {
 
     fn connected(&mut self, now: Duration) -> Vec<Action> {
         let Stage::Connecting = self.stage else { return self.out_of_turn(now, "connected") };
-        self.ledger.began = now;
+        self.ledger.began = Some(now);
         self.stage = Stage::Greeting;
         let required = if self.config.verify { Capabilities::VERIFY.bits() } else { 0 };
         vec![Action::Send(Message::Hello(Hello {
@@ -296,6 +297,10 @@ impl Source {
     }
 
     fn message(&mut self, now: Duration, message: Message) -> Vec<Action> {
+        if let Stage::Resuming(_) | Stage::Locating = self.stage {
+            // it crossed our abort on the way, or follows the destination's own end
+            return Vec::new();
+        }
         match message {
             Message::Welcome(welcome) => self.welcomed(now, welcome),
             Message::Accept(costs) => self.accepted(now, costs),
@@ -597,7 +602,10 @@ impl Source {
     }
 
     fn mismatch(&mut self, now: Duration, samples: Vec<ChunkDigests>) -> Vec<Action> {
-        let Stage::LastRound(_) = self.stage else { return self.out_of_turn(now, "mismatch") };
+        let (Stage::LastRound(_), true) = (&self.stage, self.config.verify) else {
+            return self.out_of_turn(now, "mismatch");
+        };
+        self.ledger.verification = Some(Verification::Mismatch { guest_addresses: Vec::new() });
         self.stage = Stage::Locating;
         vec![Action::Locate(samples)]
     }
@@ -605,11 +613,15 @@ impl Source {
     fn located(&mut self, now: Duration, guest_addresses: Vec<u64>) -> Vec<Action> {
         let Stage::Locating = self.stage else { return Vec::new() };
         let pages: Vec<String> = guest_addresses.iter().take(8).map(|a| format!("{a:#x}")).collect();
-        let cause = format!("memory differs, in pages at {}", pages.join(", "));
+        let cause = match pages.as_slice() {
+            [] => "memory differs, in pages that were not found".to_owned(),
+            pages => format!("memory differs, in pages at {}", pages.join(", ")),
+        };
         self.ledger.verification = Some(Verification::Mismatch { guest_addresses });
         let fault = Fault::new(Side::Destination, Step::Verify, Blame::Local, cause)
             .remedy("the guest stays; report this: a page was lost");
-        self.give_up(now, fault, true)
+        // the destination has ended with its Mismatch
+        self.give_up(now, fault, false)
     }
 
     fn peer_aborted(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
@@ -632,12 +644,15 @@ impl Source {
             Stage::Committed(_) => self.in_doubt(now, fault),
             // the destination said that it runs; only the gap stays unknown
             Stage::AwaitingGap => self.moved(now),
-            Stage::Resuming(first) => {
-                let (first, step) = (first.clone(), fault.step);
-                let worst = if step == Step::Resume { fault } else { first };
-                self.still_here(now, worst)
+            // only the resume itself can still fail: link and peer do not matter any more, nor does what
+            // was under way before
+            Stage::Resuming(_) if fault.blame == Blame::Local && fault.step == Step::Resume => {
+                self.still_here(now, fault)
             }
-            Stage::Ended => Vec::new(),
+            Stage::Resuming(_) | Stage::Ended => Vec::new(),
+            // the destination hangs up after its Mismatch; which pages is worth knowing all the same
+            Stage::Locating if matches!(fault.blame, Blame::Network | Blame::Peer) => Vec::new(),
+            Stage::Locating => self.located(now, Vec::new()),
             _ => self.give_up(now, fault, true),
         }
     }
@@ -666,18 +681,16 @@ impl Source {
 
     /// Ends it before Commit, or on the destination's promise: the guest runs on here.
     fn give_up(&mut self, now: Duration, fault: Fault, tell_peer: bool) -> Vec<Action> {
-        let mut actions = Vec::new();
-        if tell_peer && !matches!(self.stage, Stage::Connecting) {
-            actions.push(Action::Send(Message::Abort(fault.clone())));
-        }
+        let told = tell_peer && !matches!(self.stage, Stage::Connecting);
+        let abort = told.then(|| Action::Send(Message::Abort(fault.clone())));
         let pausing = matches!(self.stage, Stage::Pausing(_));
         if self.ledger.paused || pausing {
             self.stage = Stage::Resuming(fault);
-            actions.push(Action::Resume(RunPermit::mint()));
-        } else {
-            actions.extend(self.still_here(now, fault));
+            // the guest first: a send may wait for a link that is stuck
+            return std::iter::once(Action::Resume(RunPermit::mint())).chain(abort).collect();
         }
-        actions
+        let end = self.still_here(now, fault);
+        abort.into_iter().chain(end).collect()
     }
 
     fn resumed(&mut self, now: Duration) -> Vec<Action> {
@@ -702,7 +715,8 @@ impl Source {
                 .into(),
             ..fault
         };
-        vec![Action::End(Box::new(self.report(now, OutcomeKind::InDoubt, Some(fault))))]
+        let report = self.report(now, OutcomeKind::InDoubt, Some(fault));
+        vec![Action::StopTracking, Action::End(Box::new(report))]
     }
 
     fn report(&self, now: Duration, outcome: OutcomeKind, fault: Option<Fault>) -> Report {

@@ -16,7 +16,7 @@ use mig_wire::hello::{Capabilities, Hello, Secret, SessionId, VERSIONS, Welcome}
 use crate::estimate::Estimate;
 use crate::ledger::Ledger;
 use crate::policy::{self, Decision, Policy, RoundContext, StopReason};
-use crate::progress::{OutcomeKind, PageCounts, Progress, Report, RoundReport, Verification};
+use crate::progress::{Downtime, OutcomeKind, PageCounts, Progress, Report, RoundReport, Verification};
 use crate::switchover::RunPermit;
 
 /// What a migration is to be.
@@ -399,7 +399,7 @@ impl Source {
             Stage::LastRound(last) => {
                 last.sent = true;
                 self.ledger.sent(pages, bytes);
-                self.commit_when_ready(now)
+                self.commit_when_ready()
             }
             _ => Vec::new(),
         }
@@ -413,7 +413,6 @@ impl Source {
             }
             Stage::LastRound(last) if last.round == acknowledged && last.acknowledged.is_none() => {
                 last.acknowledged = Some(now);
-                self.ledger.downtime.transfer = now.saturating_sub(last.since);
                 Vec::new()
             }
             _ => self.out_of_turn(now, "an acknowledgement of another round"),
@@ -551,29 +550,33 @@ impl Source {
 
     fn ready(&mut self, now: Duration, verify: Duration, load: Duration) -> Vec<Action> {
         let Stage::LastRound(last) = &mut self.stage else { return self.out_of_turn(now, "ready") };
-        if last.acknowledged.is_none() || last.ready.is_some() {
+        let (Some(acknowledged), None) = (last.acknowledged, last.ready) else {
             return self.out_of_turn(now, "ready before the last pages");
-        }
+        };
         last.ready = Some(now);
-        // what the destination claims cannot be more than the time that passed
-        let passed = last.acknowledged.map_or(Duration::ZERO, |at| now.saturating_sub(at));
-        self.ledger.downtime.verify = verify.min(passed);
-        self.ledger.downtime.load = load.min(passed.saturating_sub(verify));
+        // what the destination claims cannot be more than the time that passed; the acknowledgement may have
+        // been on its way while it worked already, so it is the transfer that gives way
+        let passed = now.saturating_sub(last.since);
+        let downtime = &mut self.ledger.downtime;
+        downtime.verify = verify.min(passed);
+        downtime.load = load.min(passed - downtime.verify);
+        let left = passed - downtime.verify - downtime.load;
+        downtime.transfer = acknowledged.saturating_sub(last.since).min(left);
         if self.config.verify {
             let chunks = self.ledger.chunks(&self.config.description);
             self.ledger.verification = Some(Verification::Ok { chunks });
         }
-        self.commit_when_ready(now)
+        self.commit_when_ready()
     }
 
     /// The point of no return.
-    fn commit_when_ready(&mut self, now: Duration) -> Vec<Action> {
-        let Stage::LastRound(LastRound { sent: true, ready: Some(_), round, acknowledged, .. }) = self.stage
-        else {
+    fn commit_when_ready(&mut self) -> Vec<Action> {
+        let Stage::LastRound(LastRound { sent: true, ready: Some(_), round, since, .. }) = self.stage else {
             return Vec::new();
         };
         self.ledger.rounds = round + 1;
-        let since = acknowledged.unwrap_or(now) + self.ledger.downtime.verify + self.ledger.downtime.load;
+        let Downtime { transfer, verify, load, .. } = self.ledger.downtime;
+        let since = since + transfer + verify + load;
         self.stage = Stage::Committed(Committed { since });
         vec![Action::Commit(RunPermit::mint()), Action::Tell(Progress::Committed)]
     }

@@ -1,0 +1,90 @@
+//! The simulator finds classic mistakes: each mutant of the drivers breaks what must hold, in its own way.
+
+use mig_core::Side;
+use mig_sim::{Mutant, Violation, simulate};
+
+/// A mistake that needs more seeds than this is one that the simulator is blind to.
+const SEEDS: u64 = 20_000;
+
+fn found(mutant: Mutant, expected: impl Fn(&Violation) -> bool) {
+    let mut others = Vec::new();
+    for seed in 0..SEEDS {
+        match simulate(seed, Some(mutant), false) {
+            Err(violation) if expected(&violation) => {
+                println!("{mutant:?}: seed {seed}: {violation}");
+                return;
+            }
+            Err(violation) => others.push((seed, violation)),
+            Ok(_) => {}
+        }
+    }
+    panic!("{mutant:?} was not found in {SEEDS} seeds, but {:?}", others.first());
+}
+
+fn two_runners(violation: &Violation) -> bool {
+    matches!(violation, Violation::TwoRunners { .. })
+}
+
+fn memory_differs(violation: &Violation) -> bool {
+    matches!(violation, Violation::MemoryDiffers { .. })
+}
+
+#[test]
+fn resuming_the_guest_when_commit_could_not_be_sent_makes_two_runners() {
+    found(Mutant::CommitFailureResumes, two_runners);
+}
+
+#[test]
+fn resuming_the_guest_when_the_link_falls_after_commit_makes_two_runners() {
+    found(Mutant::InDoubtResumes, two_runners);
+}
+
+#[test]
+fn running_the_guest_before_commit_makes_two_runners() {
+    found(Mutant::RunsOnceLoaded, two_runners);
+}
+
+#[test]
+fn taking_a_late_commit_after_giving_up_makes_two_runners() {
+    found(Mutant::LateCommitTaken, two_runners);
+}
+
+#[test]
+fn sending_pages_without_watching_them_again_loses_writes() {
+    found(Mutant::RearmSkipped, memory_differs);
+}
+
+#[test]
+fn watching_pages_again_only_after_reading_them_loses_writes() {
+    found(Mutant::ReadBeforeRearm, memory_differs);
+}
+
+#[test]
+fn reading_the_log_before_state_is_saved_loses_what_saving_writes() {
+    found(Mutant::SyncBeforeSave, memory_differs);
+}
+
+#[test]
+fn a_second_attempt_that_builds_on_the_first_loses_pages() {
+    found(Mutant::StartKeepsOldPages, memory_differs);
+}
+
+#[test]
+fn a_zero_page_that_does_not_clear_what_was_received_leaves_stale_memory() {
+    found(Mutant::ZeroPagesSkipped, memory_differs);
+}
+
+#[test]
+fn digests_that_are_not_compared_let_a_lost_page_through() {
+    found(Mutant::VerifySkipped, memory_differs);
+}
+
+#[test]
+fn a_destination_without_deadlines_waits_for_ever() {
+    found(Mutant::NoDeadline, |v| matches!(v, Violation::Stuck { side: Side::Destination, .. }));
+}
+
+#[test]
+fn a_log_that_stays_on_after_a_failed_migration_is_noticed() {
+    found(Mutant::TrackingLeftOn, |v| *v == Violation::StillTracked);
+}

@@ -1,0 +1,49 @@
+//! Many seeds. `MIG_SIM_SEED=n` runs one, and tells everything that happens in it.
+
+use std::collections::BTreeMap;
+
+use mig_sim::{DestinationEnd, SourceEnd, simulate};
+
+const SEEDS: u64 = 20_000;
+
+#[test]
+fn what_must_hold_holds_for_twenty_thousand_seeds() {
+    if let Ok(seed) = std::env::var("MIG_SIM_SEED") {
+        let seed = seed.parse().expect("MIG_SIM_SEED is a number");
+        let summary = simulate(seed, None, true);
+        panic!("seed {seed}: {summary:?}");
+    }
+    let mut ends: BTreeMap<String, u64> = BTreeMap::new();
+    let mut broken = Vec::new();
+    for seed in 0..SEEDS {
+        match simulate(seed, None, false) {
+            Ok(summary) => {
+                *ends.entry(format!("{:?}/{:?}", summary.source, summary.destination)).or_default() += 1;
+            }
+            Err(violation) => broken.push((seed, violation)),
+        }
+    }
+    for (ends, count) in &ends {
+        println!("{count:>6} {ends}");
+    }
+    let first: Vec<String> =
+        broken.iter().take(10).map(|(seed, v)| format!("MIG_SIM_SEED={seed}: {v}")).collect();
+    assert!(broken.is_empty(), "{} of {SEEDS} seeds broke:\n{}", broken.len(), first.join("\n"));
+    let reached = |source: SourceEnd, destination: DestinationEnd| {
+        assert!(
+            ends.contains_key(&format!("{source:?}/{destination:?}")),
+            "no seed ends as {source:?}/{destination:?}"
+        );
+    };
+    use {DestinationEnd as D, SourceEnd as S};
+    reached(S::Moved, D::Running);
+    for destination in [D::NotReceived, D::InDoubt, D::Crashed] {
+        reached(S::StillHere, destination);
+    }
+    for destination in [D::Running, D::Lost, D::NotReceived, D::InDoubt, D::Crashed] {
+        reached(S::InDoubt, destination);
+    }
+    for destination in [D::Running, D::NotReceived, D::InDoubt] {
+        reached(S::Crashed, destination);
+    }
+}

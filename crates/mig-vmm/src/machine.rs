@@ -1,0 +1,208 @@
+//! A machine that runs here: booted here, or arrived from elsewhere.
+//!
+//! Its owner may pause and resume it, look at it through a [`Monitor`], or hand it to [`mig::migrate`], which
+//! takes it as a [`SourceVm`].
+
+use std::time::Duration;
+
+use mig::{
+    BoxError, Description, DirtyTracker, GuestRam, RunPermit, SaveState, Section, SourceVm, VmControl,
+};
+use mig_kvm::{compat, time};
+
+use crate::boot::{self, Workload};
+use crate::bus::lock;
+use crate::console::Console;
+use crate::error::VmmError;
+use crate::layout;
+use crate::monitor::{End, Monitor, RunState};
+use crate::platform::{Platform, check_size};
+use crate::sections;
+use crate::workload::{Guest, Verified};
+
+/// How long vCPUs may take to stop. They stop within a fraction of a millisecond, unless the host is
+/// overcommitted or a console blocks.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to boot.
+#[derive(Debug)]
+pub struct MachineConfig {
+    /// Bytes of memory: whole pages, [`layout::MIN_MEMORY_BYTES`] to [`layout::MAX_MEMORY_BYTES`].
+    pub memory_bytes: u64,
+    /// vCPUs, 1 to [`layout::MAX_VCPUS`].
+    pub vcpus: u8,
+    /// What it runs.
+    pub workload: Workload,
+    /// Where its serial output goes.
+    pub console: Console,
+}
+
+/// A virtual machine. Dropping it ends it, whatever it is doing.
+pub struct Machine {
+    platform: Platform,
+    /// What the guest was given, as the destination of the next move will want to know.
+    cpu: Section,
+    workload: String,
+}
+
+impl Machine {
+    /// Makes a machine with its guest loaded: paused at its first instruction.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, its files or the host, with a remedy.
+    pub fn boot(config: MachineConfig) -> Result<Self, VmmError> {
+        let MachineConfig { memory_bytes, vcpus, workload, console } = config;
+        check_size(memory_bytes, vcpus.into())?;
+        let platform = Platform::new(memory_bytes, vcpus.into(), console)?;
+        platform.set_cpuid()?;
+        let tsc_khz = lock(&platform.vcpus[0])
+            .get_tsc_khz()
+            .map_err(VmmError::kvm("asking for the TSC's frequency"))?;
+        let start = boot::load(&workload, &platform.memory, memory_bytes, vcpus, tsc_khz)?;
+        for (index, vcpu) in platform.vcpus.iter().enumerate() {
+            let vcpu = lock(vcpu);
+            let sregs = vcpu.get_sregs().map_err(VmmError::kvm("reading a vCPU's registers"))?;
+            let Some((regs, sregs)) = start.registers(index, sregs) else { continue };
+            vcpu.set_sregs(&sregs).map_err(VmmError::kvm("setting a vCPU's segments"))?;
+            vcpu.set_regs(&regs).map_err(VmmError::kvm("setting a vCPU's registers"))?;
+            let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
+            vcpu.set_mp_state(runnable).map_err(VmmError::kvm("making a vCPU runnable"))?;
+        }
+        Self::assembled(platform, workload.to_string())
+    }
+
+    /// A machine of parts whose vCPUs have all their state and do not run.
+    pub(crate) fn assembled(platform: Platform, workload: String) -> Result<Self, VmmError> {
+        let context = platform.save_context()?;
+        let cpu = compat::platform_section(&lock(&platform.vcpus[0]), context)?;
+        Ok(Self { platform, cpu, workload })
+    }
+
+    /// Starts or continues the guest.
+    ///
+    /// # Errors
+    /// [`VmmError::Ended`] when the guest is over.
+    pub fn run(&mut self) -> Result<(), VmmError> {
+        self.not_ended()?;
+        self.platform.status.set(RunState::Running);
+        self.platform.gate.open();
+        Ok(())
+    }
+
+    /// Stops the guest until [`Machine::run`]; returns when no vCPU runs.
+    ///
+    /// # Errors
+    /// [`VmmError::Ended`] when the guest is over; [`VmmError::State`] when a vCPU does not stop, in which
+    /// case the guest runs on.
+    pub fn pause(&mut self) -> Result<(), VmmError> {
+        if let Err(e) = self.platform.gate.close(PAUSE_PATIENCE) {
+            self.platform.gate.open();
+            return Err(e.into());
+        }
+        self.platform.status.set(RunState::Paused);
+        self.not_ended()
+    }
+
+    /// Ends the machine and gives its memory back.
+    pub fn end(self) {
+        drop(self);
+    }
+
+    /// A view for other threads.
+    pub fn monitor(&self) -> Monitor {
+        Monitor {
+            status: self.platform.status.clone(),
+            bus: self.platform.bus.clone(),
+            memory: self.platform.memory.clone(),
+            vcpus: self.platform.vcpus.len() as u8,
+            memory_bytes: self.platform.memory_bytes,
+        }
+    }
+
+    /// What it runs, for people.
+    pub fn workload(&self) -> &str {
+        &self.workload
+    }
+
+    /// The built-in guest in its memory, if there is one.
+    pub fn built_in(&self) -> Option<Guest> {
+        Guest::in_memory(&self.platform.memory)
+    }
+
+    /// Has a built-in guest's memory checked from outside: `None` when something else runs here.
+    ///
+    /// # Errors
+    /// [`VmmError::Verify`] with the first page that is wrong; [`VmmError::NotPaused`].
+    pub fn verify(&self) -> Result<Option<Verified>, VmmError> {
+        if self.platform.status.state() == RunState::Running {
+            return Err(VmmError::NotPaused);
+        }
+        let guest = self.built_in();
+        Ok(guest.map(|g| g.verify(&self.platform.memory)).transpose()?)
+    }
+
+    fn not_ended(&self) -> Result<(), VmmError> {
+        match (self.platform.status.state(), self.platform.status.ending()) {
+            (RunState::Ended, end) => {
+                Err(VmmError::Ended(end.unwrap_or(End::Error("the machine is gone".into()))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Machine {
+    /// Its parts, for tests.
+    pub(crate) fn platform(&self) -> &Platform {
+        &self.platform
+    }
+}
+
+impl VmControl for Machine {
+    fn pause(&mut self) -> Result<(), BoxError> {
+        Ok(Machine::pause(self)?)
+    }
+
+    fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {
+        let _spent = permit;
+        Ok(self.run()?)
+    }
+}
+
+impl SaveState for Machine {
+    fn save(&mut self) -> Result<Vec<Section>, BoxError> {
+        if self.platform.status.state() != RunState::Paused {
+            return Err(VmmError::NotPaused.into());
+        }
+        Ok(sections::save(&self.platform, &self.workload)?)
+    }
+}
+
+impl SourceVm for Machine {
+    fn describe(&self) -> Result<Description, BoxError> {
+        Ok(Description {
+            architecture: std::env::consts::ARCH.into(),
+            page_bytes: mig::domain::PAGE_BYTES as u32,
+            vcpus: self.platform.vcpus.len() as u32,
+            regions: layout::regions(self.platform.memory_bytes),
+            boot_id: time::boot_id().ok(),
+            schemas: sections::schemas(),
+            platform: vec![self.cpu.clone()],
+        })
+    }
+
+    fn memory(&self) -> GuestRam {
+        GuestRam::from_vm_memory(self.platform.memory.clone())
+    }
+
+    fn tracker(&mut self) -> &mut dyn DirtyTracker {
+        &mut self.platform.log
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("workload", &self.workload).finish_non_exhaustive()
+    }
+}

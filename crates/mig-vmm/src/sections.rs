@@ -1,0 +1,112 @@
+//! The machine's state as sections: KVM's, and one for each device of ours.
+//!
+//! Invariant: what [`save`] makes is what [`SCHEMAS`] lists, all of it critical, and [`restore`] wants each
+//! exactly once.
+
+use mig::describe::Schema;
+use mig::{Section, body};
+use mig_kvm::state::{self, KvmState};
+use mig_kvm::time::GuestTime;
+use mig_kvm::{vcpu, vm};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::bus::lock;
+use crate::devices::cmos::{Cmos, CmosState};
+use crate::devices::heartbeat::HeartbeatState;
+use crate::devices::i8042::I8042;
+use crate::devices::serial::SerialState;
+use crate::error::VmmError;
+use crate::platform::Platform;
+
+const MACHINE: &str = "vmm.machine";
+const SERIAL: &str = "vmm.serial";
+const CMOS: &str = "vmm.cmos";
+const KEYBOARD: &str = "vmm.i8042";
+/// The version of all of them.
+const VERSION: u16 = 1;
+const OURS: [&str; 4] = [MACHINE, SERIAL, CMOS, KEYBOARD];
+
+/// What a machine's state is sent as.
+pub(crate) fn schemas() -> Vec<Schema> {
+    let kvm = [(vm::NAME, vm::SCHEMA), (vcpu::NAME, vcpu::SCHEMA)];
+    kvm.into_iter()
+        .chain(OURS.map(|name| (name, VERSION)))
+        .map(|(name, version)| Schema { name: name.into(), version })
+        .collect()
+}
+
+/// The machine itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MachineState {
+    /// What it runs, for people.
+    pub(crate) workload: String,
+    pub(crate) heartbeat: HeartbeatState,
+}
+
+/// Saves a paused machine.
+pub(crate) fn save(platform: &Platform, workload: &str) -> Result<Vec<Section>, VmmError> {
+    let context = platform.save_context()?;
+    let bus = &platform.bus;
+    let vcpus: Vec<_> = platform.vcpus.iter().map(lock).collect();
+    let kvm = state::save(&platform.vm, &vcpus, context)?;
+    let machine = MachineState { workload: workload.into(), heartbeat: bus.heartbeat.save() };
+    let mut sections = vec![
+        Section::critical(MACHINE, 0, VERSION, &machine),
+        Section::critical(SERIAL, 0, VERSION, &lock(&bus.serial).save()),
+        Section::critical(CMOS, 0, VERSION, &lock(&bus.cmos).save()),
+        Section::critical(KEYBOARD, 0, VERSION, &*lock(&bus.i8042)),
+    ];
+    sections.extend(kvm.to_sections());
+    Ok(sections)
+}
+
+/// Restores into a machine that has never run.
+///
+/// Devices first: restoring the serial port may pulse its interrupt line, and the interrupt controllers that
+/// come after know whether that interrupt is pending.
+pub(crate) fn restore(platform: &Platform, sections: &[Section]) -> Result<MachineState, VmmError> {
+    check_names(sections)?;
+    let bus = &platform.bus;
+    let machine: MachineState = one(sections, MACHINE)?;
+    let serial: SerialState = one(sections, SERIAL)?;
+    let cmos: CmosState = one(sections, CMOS)?;
+    let keyboard: I8042 = one(sections, KEYBOARD)?;
+    let kvm = KvmState::from_sections(sections, platform.vcpus.len())?;
+
+    lock(&bus.serial)
+        .restore(platform.vm.clone(), serial)
+        .map_err(|why| VmmError::SectionContent { name: SERIAL, why })?;
+    *lock(&bus.cmos) = Cmos::from_state(&cmos).ok_or_else(|| VmmError::SectionContent {
+        name: CMOS,
+        why: "an index or a length is out of range".into(),
+    })?;
+    *lock(&bus.i8042) = keyboard;
+    bus.heartbeat.restore(machine.heartbeat);
+    let vcpus: Vec<_> = platform.vcpus.iter().map(lock).collect();
+    state::restore(&platform.vm, &vcpus, &kvm, &platform.caps, GuestTime::Advance)?;
+    Ok(machine)
+}
+
+fn check_names(sections: &[Section]) -> Result<(), VmmError> {
+    let known = schemas();
+    for section in sections {
+        let Section { name, instance, version, .. } = section.clone();
+        if section.critical && known.iter().all(|s| s.name != name) {
+            return Err(VmmError::UnknownSection { name, instance, version });
+        }
+    }
+    Ok(())
+}
+
+fn one<T: DeserializeOwned>(sections: &[Section], name: &'static str) -> Result<T, VmmError> {
+    let mut found = sections.iter().filter(|s| s.name == name);
+    let section = found.next().ok_or(VmmError::MissingSection { name })?;
+    if found.next().is_some() {
+        return Err(VmmError::DuplicateSection { name: name.into() });
+    }
+    if section.version != VERSION {
+        return Err(VmmError::SectionVersion { name, version: section.version, known: VERSION });
+    }
+    body::decode(name, &section.body).map_err(|source| VmmError::Section { name, source })
+}

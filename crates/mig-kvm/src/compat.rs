@@ -53,7 +53,7 @@ struct Host {
 /// The first call that fails.
 pub fn platform_section(vcpu: &VcpuFd, context: &SaveContext) -> Result<Section, KvmError> {
     let platform = Platform {
-        cpuid: cpuid_of(vcpu)?,
+        cpuid: vcpu::cpuid_of(vcpu)?,
         feature_msrs: msr::read(vcpu, context.feature_msrs())?,
         xsave_bytes: context.caps.xsave_bytes as u64,
         tsc_khz: vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")?,
@@ -95,7 +95,7 @@ impl Host {
         vcpu.set_cpuid2(&supported).call("KVM_SET_CPUID2")?;
         let mut cpuid: Vec<CpuidEntry> = supported.as_slice().iter().map(CpuidEntry::from).collect();
         // A KVM that cannot hide the host's CPUID shows guests more than it says it supports.
-        for shown in cpuid_of(&vcpu)? {
+        for shown in vcpu::cpuid_of(&vcpu)? {
             let same = |e: &&mut CpuidEntry| (e.function, e.index) == (shown.function, shown.index);
             match cpuid.iter_mut().find(same) {
                 Some(entry) if is_feature_leaf(&shown) => {
@@ -129,11 +129,6 @@ fn is_feature_leaf(entry: &CpuidEntry) -> bool {
 fn system_feature_msrs(kvm: &Kvm) -> Result<Vec<Msr>, KvmError> {
     let list = kvm.get_msr_feature_index_list().call("KVM_GET_MSR_FEATURE_INDEX_LIST")?;
     Ok(list.as_slice().iter().filter_map(|index| msr::read_system(kvm, *index)).collect())
-}
-
-fn cpuid_of(vcpu: &VcpuFd) -> Result<Vec<CpuidEntry>, KvmError> {
-    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_CPUID2")?;
-    Ok(cpuid.as_slice().iter().map(CpuidEntry::from).collect())
 }
 
 const HARDWARE: &str = "move to a host that has it, or start the guest without it";

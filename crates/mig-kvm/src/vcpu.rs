@@ -8,7 +8,7 @@
 pub(crate) mod msr;
 pub mod saved;
 
-use kvm_bindings::{CpuId, kvm_lapic_state, kvm_mp_state};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_lapic_state, kvm_mp_state};
 use kvm_ioctls::{Kvm, VcpuFd};
 use mig::Section;
 
@@ -215,10 +215,7 @@ fn save_piece(
     state: &mut VcpuState,
 ) -> Result<(), KvmError> {
     match piece {
-        Piece::Cpuid => {
-            let cpuid = vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).call("KVM_GET_CPUID2")?;
-            state.cpuid = cpuid.as_slice().iter().map(CpuidEntry::from).collect();
-        }
+        Piece::Cpuid => state.cpuid = cpuid_of(vcpu)?,
         Piece::FeatureMsrs => state.feature_msrs = msr::read(vcpu, &context.feature_msrs)?,
         Piece::Sregs => state.sregs = Sregs::from(ioctl::sregs2(vcpu)?),
         Piece::Nested => {
@@ -267,12 +264,7 @@ fn restore_piece(
     state: &VcpuState,
 ) -> Result<(), KvmError> {
     match piece {
-        Piece::Cpuid => {
-            let entries: Vec<_> = state.cpuid.iter().map(Into::into).collect();
-            let cpuid = CpuId::from_entries(&entries)
-                .map_err(|_| KvmError::DoesNotFit { why: format!("{} cpuid entries", entries.len()) })?;
-            vcpu.set_cpuid2(&cpuid).call("KVM_SET_CPUID2")
-        }
+        Piece::Cpuid => set_cpuid(vcpu, &state.cpuid),
         Piece::FeatureMsrs => msr::write(vcpu, &state.feature_msrs),
         Piece::Sregs => ioctl::set_sregs2(vcpu, &(&state.sregs).into()),
         Piece::Nested => match &state.nested {
@@ -312,6 +304,35 @@ fn restore_piece(
 
 /// `struct kvm_nested_state` without its data.
 const NESTED_HEADER_BYTES: usize = 128;
+
+pub(crate) fn cpuid_of(vcpu: &VcpuFd) -> Result<Vec<CpuidEntry>, KvmError> {
+    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).call("KVM_GET_CPUID2")?;
+    Ok(cpuid.as_slice().iter().map(CpuidEntry::from).collect())
+}
+
+/// Gives a vCPU its CPUID, unless it was given the same when it was made: on a host that is a guest itself
+/// the call costs a tenth of a millisecond, inside the pause.
+fn set_cpuid(vcpu: &VcpuFd, wanted: &[CpuidEntry]) -> Result<(), KvmError> {
+    if is_same_cpu(wanted, &cpuid_of(vcpu)?) {
+        return Ok(());
+    }
+    let entries: Vec<_> = wanted.iter().map(Into::into).collect();
+    let cpuid = CpuId::from_entries(&entries)
+        .map_err(|_| KvmError::DoesNotFit { why: format!("{} cpuid entries", entries.len()) })?;
+    vcpu.set_cpuid2(&cpuid).call("KVM_SET_CPUID2")
+}
+
+/// Whether two CPUIDs differ only in what KVM keeps up to date from CR4 and XCR0 (kvm_update_cpuid_runtime
+/// in arch/x86/kvm/cpuid.c): OSXSAVE, OSPKE, the current size of the XSAVE area.
+fn is_same_cpu(a: &[CpuidEntry], b: &[CpuidEntry]) -> bool {
+    let lasting = |entry: &CpuidEntry| match (entry.function, entry.index) {
+        (1, _) => CpuidEntry { ecx: entry.ecx & !(1 << 27), ..*entry },
+        (7, 0) => CpuidEntry { ecx: entry.ecx & !(1 << 4), ..*entry },
+        (0xd, 0 | 1) => CpuidEntry { ebx: 0, ..*entry },
+        _ => *entry,
+    };
+    a.iter().map(lasting).eq(b.iter().map(lasting))
+}
 
 fn xsave(vcpu: &VcpuFd, caps: &Caps) -> Result<Vec<u32>, KvmError> {
     let mut area = vec![0; caps.xsave_bytes.div_ceil(4)];

@@ -336,3 +336,20 @@ fn sections_of_another_name_or_schema_are_refused() {
     let other = Section { name: "other".into(), ..section };
     assert!(matches!(VcpuState::from_section(&other), Err(KvmError::Name { .. })));
 }
+
+#[test]
+fn a_cpuid_that_is_there_already_counts_as_there_and_no_other_does() {
+    let Some(source) = source() else { return };
+    let vcpu = &source.vcpus[0];
+    let cpuid = cpuid_of(vcpu).unwrap();
+    assert!(is_same_cpu(&cpuid, &cpuid));
+    let with = |change: &dyn Fn(&mut CpuidEntry)| {
+        let mut other = cpuid.clone();
+        other.iter_mut().filter(|e| e.function == 1).for_each(change);
+        is_same_cpu(&other, &cpuid)
+    };
+    assert!(with(&|e| e.ecx ^= 1 << 27), "osxsave mirrors cr4");
+    assert!(!with(&|e| e.ecx ^= 1 << 26));
+    assert!(!with(&|e| e.ebx ^= 1 << 24), "the apic id");
+    assert!(!is_same_cpu(&cpuid[1..], &cpuid));
+}

@@ -21,6 +21,8 @@ const EXCEPTIONS: u8 = 32;
 /// KVM's APIC timer counts nanoseconds (APIC_BUS_CYCLE_NS is 1 in arch/x86/kvm/lapic.h) when divided by one.
 pub(super) const TIMER_COUNT: u32 = HEARTBEAT_INTERVAL_US * 1000;
 pub(super) const LVT_PERIODIC: u32 = 1 << 17;
+pub(super) const LVT_DEADLINE: u32 = 2 << 17;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 pub(super) const DIVIDE_BY_ONE: u32 = 0b1011;
 
 /// Model-specific registers of the x2APIC: 0x800 + the xAPIC's offset / 16.
@@ -170,7 +172,7 @@ impl Program {
         self.a.push(rax)?;
         self.a.push(rcx)?;
         self.a.push(rdx)?;
-        self.a.inc(qword_ptr(super::clock::PIT_TICKS))?;
+        self.a.inc(qword_ptr(super::watch::PIT_TICKS))?;
         self.end_of_interrupt()?;
 
         let mut spurious = self.a.create_label();
@@ -228,7 +230,7 @@ impl Program {
         self.a.add(rax, rcx)?;
         self.a.mov(rdx, rax)?;
         self.a.shr(rdx, 32)?;
-        self.a.mov(ecx, 0x6e0_u32)?;
+        self.a.mov(ecx, MSR_TSC_DEADLINE)?;
         self.a.wrmsr()
     }
 

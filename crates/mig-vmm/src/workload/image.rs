@@ -177,7 +177,7 @@ fn image(guest: &Guest, machine: &Machine) -> Result<(Vec<Piece>, Code), Workloa
         Guest::Idle { .. } => (idle::program()?, Vec::new()),
         Guest::Dirtier { .. } => dirtier::program(guest, machine, &mut areas)?,
         Guest::State => state::program(machine, &mut areas)?,
-        Guest::Clock => (clock::program(machine)?, Vec::new()),
+        Guest::Clock => (clock::program(machine, &mut areas)?, Vec::new()),
     };
     let room_bytes = (CODE_END - CODE) as usize;
     if code.bytes.len() > room_bytes {

@@ -16,6 +16,7 @@ mod layout;
 mod name;
 mod schedule;
 mod state;
+mod watch;
 
 #[cfg(test)]
 mod harness;

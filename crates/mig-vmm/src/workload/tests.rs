@@ -23,3 +23,28 @@ fn every_guest_beats_and_has_nothing_to_complain_about() {
         }
     }
 }
+
+#[test]
+fn a_dirtier_reaches_its_rate_and_its_stamps_agree() {
+    if !kvm_exists() {
+        return;
+    }
+    for (rate, vcpus) in
+        [("20MiB", 1), ("100MiB", 1), ("400MiB", 1), ("1TiB", 1), ("20MiB", 2), ("400MiB", 2), ("1TiB", 2)]
+    {
+        for pattern in ["sequential", "random", "hot"] {
+            let name = format!("dirtier:rate={rate},working-set=64MiB,pattern={pattern}");
+            let guest: Guest = name.parse().unwrap();
+            let machine = Machine::start(&name, &[(0, 96 << 20)], vcpus);
+            machine.run_for_beats(200);
+            let (start, before) = (std::time::Instant::now(), guest.pages_written(&machine.memory).unwrap());
+            machine.run_for_beats(1000);
+            let (seconds, after) =
+                (start.elapsed().as_secs_f64(), guest.pages_written(&machine.memory).unwrap());
+            machine.paused(|_, memory| guest.verify(memory)).unwrap();
+            let mib = (after - before) as f64 / 256.0 / seconds;
+            eprintln!("{name} on {vcpus}: {mib:.0} MiB/s, {:.3} ms a beat", seconds);
+            assert!(after > before);
+        }
+    }
+}

@@ -33,7 +33,7 @@ pub(super) mod x2apic {
     pub(in super::super) const INITIAL_COUNT: u32 = 0x838;
     pub(in super::super) const DIVIDE: u32 = 0x83e;
 }
-pub(super) const MSR_APIC_BASE: u32 = 0x1b;
+const MSR_APIC_BASE: u32 = 0x1b;
 const APIC_BASE_X2APIC_AND_ENABLED: u32 = 0xc00;
 
 const COM1: u32 = 0x3f8;
@@ -91,7 +91,7 @@ impl Program {
         Ok(Self { a, name, start, fail, separator, texts: Vec::new(), exports: Vec::new(), tick })
     }
 
-    /// Starts the vCPU's APIC timer; ticks come once interrupts are on. Changes RAX, RCX and RDX.
+    /// Starts the APIC timer of the vCPU in EDI; ticks come once interrupts are on. Changes RAX, RCX and RDX.
     pub(super) fn start_periodic_timer(&mut self) -> Result<(), IcedError> {
         self.enable_x2apic()?;
         self.write_msr(x2apic::LVT_TIMER, (LVT_PERIODIC | u32::from(TIMER_VECTOR)).into())?;
@@ -99,16 +99,21 @@ impl Program {
         self.write_msr(x2apic::INITIAL_COUNT, TIMER_COUNT.into())
     }
 
-    /// Enables the APIC in its x2APIC form, and keeps the PICs' interrupts away.
+    /// Enables the APIC in its x2APIC form; vCPU 0 (in EDI) keeps the PICs' interrupts away.
     pub(super) fn enable_x2apic(&mut self) -> Result<(), IcedError> {
         self.a.mov(ecx, MSR_APIC_BASE)?;
         self.a.rdmsr()?;
         self.a.or(eax, APIC_BASE_X2APIC_AND_ENABLED as i32)?;
         self.a.wrmsr()?;
         self.write_msr(x2apic::SPURIOUS, 0x100 | u64::from(SPURIOUS_VECTOR))?;
+        let mut other = self.a.create_label();
+        self.a.test(edi, edi)?;
+        self.a.jne(other)?;
         self.a.mov(al, 0xff_u32)?;
         self.a.out(0x21_u32, al)?;
-        self.a.out(0xa1_u32, al)
+        self.a.out(0xa1_u32, al)?;
+        self.a.set_label(&mut other)?;
+        self.a.nop()
     }
 
     /// Changes RAX, RCX and RDX.
@@ -297,7 +302,8 @@ impl Program {
         self.a.out(dx, al)?;
         self.a.lea(rsi, ptr(guest))?;
         self.a.call(print)?;
-        self.a.mov(rax, rsp)?;
+        // Outside handlers the stack is empty: RSP is the next vCPU's area.
+        self.a.lea(rax, qword_ptr(rsp - 8))?;
         self.a.and(rax, -(AREA_BYTES as i32))?;
         self.a.mov(eax, dword_ptr(rax + control::VCPU))?;
         self.a.call(hex)?;

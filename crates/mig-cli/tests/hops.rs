@@ -117,7 +117,8 @@ fn progress(screen: &[String]) -> String {
 
 fn assert_no_errors(screen: &[String]) {
     let text = screen.join("\n");
-    let after = text.split("Errors:").nth(1).unwrap_or_else(|| panic!("no error count on the screen:\n{text}"));
+    let after =
+        text.split("Errors:").nth(1).unwrap_or_else(|| panic!("no error count on the screen:\n{text}"));
     let count = after.split_whitespace().next().unwrap_or_default();
     assert_eq!(count, "0", "memtest86+ found errors:\n{text}");
 }

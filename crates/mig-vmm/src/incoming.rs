@@ -250,4 +250,12 @@ impl IncomingMachine {
             Filling::Restored(_) | Filling::Broken => panic!("filled already"),
         }
     }
+
+    /// The restored machine, for tests that hold no permit.
+    pub(crate) fn machine(&mut self) -> &mut Machine {
+        match &mut self.filling {
+            Filling::Restored(machine) => machine,
+            Filling::Empty(_) | Filling::Broken => panic!("not restored"),
+        }
+    }
 }

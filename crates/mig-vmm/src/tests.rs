@@ -4,13 +4,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mig::{Incoming, RestoreState, SaveState, Section, SourceVm};
+use mig::{BoxError, Incoming, RestoreState, SaveState, Section, SourceVm};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::bus::lock;
-use crate::monitor::RunState;
-use crate::{Console, Machine, MachineConfig, Receiver, Workload};
+use crate::monitor::{End, RunState};
+use crate::{Console, IncomingMachine, Machine, MachineConfig, Receiver, Workload};
 
+mod arrivals;
+mod devices;
+mod execution;
+mod guests;
 mod memtest;
 
 /// How long a test waits for something that comes at once on an idle host.
@@ -83,13 +87,24 @@ fn machine_of(code: &[u8], console: Console) -> Machine {
 }
 
 /// Moves a machine within this process: everything but the engine. `edit` sees the sections on their way.
-fn hop(mut machine: Machine, console: Console, edit: impl FnOnce(&mut Vec<Section>)) -> Machine {
+fn hop(machine: Machine, console: Console, edit: impl FnOnce(&mut Vec<Section>)) -> Machine {
+    arrive(machine, console, edit).unwrap().into_machine().unwrap()
+}
+
+/// The same, up to where the guest may run.
+fn arrive(
+    mut machine: Machine,
+    console: Console,
+    edit: impl FnOnce(&mut Vec<Section>),
+) -> Result<IncomingMachine, BoxError> {
     machine.pause().unwrap();
     let mut sections = machine.save().unwrap();
     let description = machine.describe().unwrap();
     let mut sent: Vec<_> = sections.iter().map(|s| (s.name.clone(), s.version)).collect();
     let mut said: Vec<_> = description.schemas.iter().map(|s| (s.name.clone(), s.version)).collect();
-    (sent.sort(), sent.dedup(), said.sort());
+    sent.sort();
+    sent.dedup();
+    said.sort();
     assert_eq!(sent, said, "what was sent is what was announced");
     edit(&mut sections);
 
@@ -110,6 +125,6 @@ fn hop(mut machine: Machine, console: Console, edit: impl FnOnce(&mut Vec<Sectio
         }
     }
     drop(machine);
-    incoming.restore(&sections).unwrap();
-    incoming.into_machine().unwrap()
+    incoming.restore(&sections)?;
+    Ok(incoming)
 }

@@ -235,3 +235,29 @@ fn two_threads_cannot_drive_one_vcpu() {
     guest.gate.end();
     first.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_vcpu_whose_loop_stopped_as_the_gate_closed_can_be_driven_again() {
+    let Some(guest) = Guest::new(1, &READING) else { return };
+    let (arrived, at_exit) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let stopping = guest.drive(0, move |_| {
+        arrived.send(()).unwrap();
+        released.recv().unwrap();
+        Flow::Stop
+    });
+    guest.gate.open();
+    at_exit.recv().unwrap();
+    guest.gate.close(Duration::from_millis(1)).unwrap_err();
+    release.send(()).unwrap();
+    assert_eq!(stopping.join().unwrap().unwrap(), Ended::Stopped);
+    guest.gate.open();
+    // Its kvm_run still asks for an immediate exit, from the kick that the old loop never saw.
+    let again = guest.drive(0, |exits| if exits == 5 { Flow::Stop } else { Flow::Continue });
+    let deadline = Instant::now() + PATIENCE;
+    while !again.is_finished() {
+        assert!(Instant::now() < deadline, "it never enters the guest");
+        thread::yield_now();
+    }
+    assert_eq!(again.join().unwrap().unwrap(), Ended::Stopped);
+}

@@ -662,8 +662,12 @@ impl Source {
 
     fn cancelled(&mut self, now: Duration) -> Vec<Action> {
         match self.stage {
-            // too late
-            Stage::Committed(_) | Stage::AwaitingGap | Stage::Resuming(_) | Stage::Ended => Vec::new(),
+            // too late; or it ends by itself in a moment, for a reason worth knowing
+            Stage::Locating
+            | Stage::Committed(_)
+            | Stage::AwaitingGap
+            | Stage::Resuming(_)
+            | Stage::Ended => Vec::new(),
             _ => {
                 let fault = Fault::new(Side::Source, self.step(), Blame::Configuration, "cancelled");
                 self.give_up(now, fault, true)

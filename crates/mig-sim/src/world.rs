@@ -67,7 +67,8 @@ pub(crate) enum Happening {
 #[derive(Debug)]
 struct Entry {
     at: u64,
-    order: u64,
+    /// What is done comes first, so that who waited for it sees it; then what was scheduled first.
+    order: (bool, u64),
     what: Happening,
 }
 
@@ -149,15 +150,15 @@ impl World {
         self.strike_where_due(Side::Source);
         self.strike_where_due(Side::Destination);
         for _ in 0..MOST_EVENTS {
-            let Some(Entry { at, what, .. }) = self.queue.pop() else { return Ok(()) };
-            self.now = at;
-            self.happen(what)?;
+            let Some(entry) = self.queue.pop() else { return Ok(()) };
+            self.now = entry.at;
+            self.happen(entry)?;
         }
         Err(Violation::Endless)
     }
 
-    fn happen(&mut self, what: Happening) -> Result<(), Violation> {
-        let side = match &what {
+    fn happen(&mut self, entry: Entry) -> Result<(), Violation> {
+        let side = match &entry.what {
             Happening::Source(_) => Some(Side::Source),
             Happening::Destination(_) => Some(Side::Destination),
             Happening::Arrives { link: TO_SOURCE, .. } => Some(Side::Source),
@@ -171,9 +172,10 @@ impl World {
             _ => 0,
         };
         if self.now < busy {
-            self.at(busy, what);
+            self.queue.push(Entry { at: busy, ..entry });
             return Ok(());
         }
+        let what = entry.what;
         if self.trace {
             eprintln!("{:>12} {what:?}", self.now);
         }
@@ -200,7 +202,8 @@ impl World {
 
     fn at(&mut self, at: u64, what: Happening) {
         self.scheduled += 1;
-        self.queue.push(Entry { at, order: self.scheduled, what });
+        let order = (!matches!(what, Happening::Done(..)), self.scheduled);
+        self.queue.push(Entry { at, order, what });
     }
 
     /// The machines know the time of their own host only.

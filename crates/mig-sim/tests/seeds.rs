@@ -1,4 +1,5 @@
-//! Many seeds. `MIG_SIM_SEED=n` runs one, and tells everything that happens in it.
+//! Many seeds. `MIG_SIM_SEED=n` runs one, and tells everything that happens in it; `MIG_SIM_SEEDS=n` runs as
+//! many.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +7,22 @@ use mig_sim::{DestinationEnd, SourceEnd, simulate};
 
 const SEEDS: u64 = 20_000;
 
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is no number: {value}")))
+}
+
 #[test]
 fn what_must_hold_holds_for_twenty_thousand_seeds() {
-    if let Ok(seed) = std::env::var("MIG_SIM_SEED") {
-        let seed = seed.parse().expect("MIG_SIM_SEED is a number");
+    if let Some(seed) = number("MIG_SIM_SEED") {
         let summary = simulate(seed, None, true);
-        panic!("seed {seed}: {summary:?}");
+        assert!(summary.is_ok(), "MIG_SIM_SEED={seed}: {summary:?}");
+        return;
     }
+    let seeds = number("MIG_SIM_SEEDS").unwrap_or(SEEDS);
     let mut ends: BTreeMap<String, u64> = BTreeMap::new();
     let mut broken = Vec::new();
-    for seed in 0..SEEDS {
+    for seed in 0..seeds {
         match simulate(seed, None, false) {
             Ok(summary) => {
                 *ends.entry(format!("{:?}/{:?}", summary.source, summary.destination)).or_default() += 1;
@@ -28,7 +35,7 @@ fn what_must_hold_holds_for_twenty_thousand_seeds() {
     }
     let first: Vec<String> =
         broken.iter().take(10).map(|(seed, v)| format!("MIG_SIM_SEED={seed}: {v}")).collect();
-    assert!(broken.is_empty(), "{} of {SEEDS} seeds broke:\n{}", broken.len(), first.join("\n"));
+    assert!(broken.is_empty(), "{} of {seeds} seeds broke:\n{}", broken.len(), first.join("\n"));
     let reached = |source: SourceEnd, destination: DestinationEnd| {
         assert!(
             ends.contains_key(&format!("{source:?}/{destination:?}")),

@@ -517,7 +517,6 @@ impl World {
         }
         match &self.destination.end {
             Some(End::NotReceived(fault) | End::InDoubt(fault)) if !severed && by_closing(fault) => {
-                // after a nonsense the source may have ended in doubt, which it does without a word
                 Err(Violation::NotTold(Side::Destination))
             }
             _ => Ok(()),
@@ -557,7 +556,7 @@ impl World {
                 return Err(Violation::Downtime { what, reported_ns, actual_ns });
             }
         }
-        // what the guest felt is inside, and what is reported beyond it is the order to pause and the news
+        // what the guest felt lies within; beyond it are only the way into the pause and the news of its end
         if whole < blackout {
             let what = "what the guest felt";
             return Err(Violation::Downtime { what, reported_ns: whole, actual_ns: blackout });

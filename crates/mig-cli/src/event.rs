@@ -1,0 +1,483 @@
+//! Events: what the programs tell while they work, and the JSON that `--json` and the control socket speak.
+//!
+//! The single source for terminals and machines: [`crate::render`] shows people the same events. All times
+//! are in milliseconds (`_ms`; the parts in `downtime` too), with microseconds as decimals.
+
+use std::time::Duration;
+
+use mig::domain::PAGE_BYTES;
+use mig::observe::{self, Progress, Verification};
+use mig::policy::Decision;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::units::as_ms;
+
+/// Something that happened; an object a line, named by its member `event`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A receiver waits for a guest.
+    Listening {
+        /// Where, with the port that was chosen.
+        addr: String,
+    },
+    /// A guest was started here.
+    Started(Started),
+    /// A migration begins.
+    Migrating {
+        /// Where the guest is to go.
+        to: String,
+    },
+    /// The peer answered and this was agreed on.
+    Connected {
+        /// Protocol version.
+        version: u16,
+        /// Page channels.
+        channels: u16,
+    },
+    /// The destination is ready for pages.
+    Accepted,
+    /// How far the current round is.
+    Copying {
+        /// The round.
+        round: u32,
+        /// Pages of it on their way.
+        sent_pages: u64,
+        /// Pages it has in all.
+        total_pages: u64,
+    },
+    /// A round has ended.
+    Round(Round),
+    /// The guest is paused for the switchover.
+    Paused,
+    /// The guest was committed to the destination.
+    Committed,
+    /// The destination runs the guest: told by both sides.
+    Running(Running),
+    /// The source lets its guest run on.
+    Resumed,
+    /// A migration has ended.
+    Report(Report),
+    /// A receive failed; the receiver listens on.
+    NotReceived(Failure),
+    /// It is not known whether the guest runs on the other side; it is held, paused, on this one.
+    InDoubt(Failure),
+    /// Something else failed.
+    Error(Failure),
+    /// What somebody should know.
+    Note {
+        /// The words.
+        text: String,
+    },
+    /// The program has no guest any more and ends.
+    Ended {
+        /// Why: `moved`, `quit`, or how the guest ended.
+        reason: String,
+    },
+}
+
+/// The guest that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// What it is.
+    pub guest: String,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Its memory.
+    pub memory_bytes: u64,
+    /// Where it can be controlled.
+    pub control: Option<String>,
+}
+
+/// Pages by how they travelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Pages of zeros.
+    pub zero: u64,
+    /// Pages sent as they are.
+    pub raw: u64,
+}
+
+/// What one round did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Its number, from 0.
+    pub round: u32,
+    /// Pages sent in it.
+    pub pages: Pages,
+    /// Bytes sent in it.
+    pub sent_bytes: u64,
+    /// How long it took.
+    pub elapsed_ms: f64,
+    /// Pages dirtied meanwhile.
+    pub dirtied_pages: u64,
+    /// The same in bytes.
+    pub dirtied_bytes: u64,
+    /// Pages dirtied a second.
+    pub dirty_pages_per_second: u64,
+    /// Bytes that arrived a second.
+    pub bytes_per_second: u64,
+    /// The downtime of a switchover now.
+    pub predicted_downtime_ms: f64,
+    /// What comes next: `continue`, `switch-over` or `abort`.
+    pub decision: String,
+    /// The rule that fired, unless rounds go on.
+    pub stop_reason: Option<String>,
+    /// The rule that is nearest to firing, or that fired.
+    pub nearest_rule: String,
+}
+
+/// The guest runs on the destination. The source knows only that; the destination tells what it received.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Running {
+    /// What the destination received.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Received>,
+}
+
+/// What a destination received.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Received {
+    /// Rounds, the last one included.
+    pub rounds: u32,
+    /// Bytes over all page channels.
+    pub received_bytes: u64,
+    /// Pages.
+    pub pages: Pages,
+    /// Guest memory.
+    pub ram_bytes: u64,
+    /// Time spent restoring state.
+    pub load_ms: f64,
+    /// Time spent starting the vCPUs.
+    pub resume_ms: f64,
+    /// What the guest itself felt, where that can be known.
+    pub guest_gap_ms: Option<f64>,
+}
+
+/// Where the downtime went, in milliseconds; the parts add up to the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the words are those of `mig::observe::Downtime`
+pub struct Downtime {
+    pub pause: f64,
+    pub save: f64,
+    pub last_sync: f64,
+    pub transfer: f64,
+    pub verify: f64,
+    pub load: f64,
+    pub commit: f64,
+    pub resume: f64,
+}
+
+/// How a migration went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// `moved`, `still-here` or `in-doubt`.
+    pub outcome: String,
+    /// The rule that ended pre-copy.
+    pub stop_reason: Option<String>,
+    /// Rounds sent, the last one included.
+    pub rounds: u32,
+    /// From the order to the end.
+    pub total_ms: f64,
+    /// The whole downtime.
+    pub downtime_ms: Option<f64>,
+    /// Its parts.
+    pub downtime: Option<Downtime>,
+    /// What was predicted as the switchover was decided.
+    pub predicted_downtime_ms: Option<f64>,
+    /// What the guest itself felt, where that can be known.
+    pub guest_gap_ms: Option<f64>,
+    /// Bytes sent over all channels.
+    pub sent_bytes: u64,
+    /// Pages sent.
+    pub pages: Pages,
+    /// Guest memory.
+    pub ram_bytes: u64,
+    /// `off`, `ok` or `mismatch`.
+    pub verify: String,
+    /// With `ok`: chunks of 2 MiB whose digests agree.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_chunks: Option<u64>,
+    /// With `mismatch`: guest-physical addresses of the first pages that differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mismatched_addresses: Option<Vec<u64>>,
+    /// Why it did not end in `moved`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Failure>,
+}
+
+impl From<&Progress> for Event {
+    fn from(progress: &Progress) -> Self {
+        match progress {
+            Progress::Connected { version, channels } => {
+                Self::Connected { version: *version, channels: *channels }
+            }
+            Progress::Accepted => Self::Accepted,
+            Progress::Copying { round, sent_pages, total_pages } => {
+                Self::Copying { round: *round, sent_pages: *sent_pages, total_pages: *total_pages }
+            }
+            Progress::Round(round) => Self::Round(round.into()),
+            Progress::Paused => Self::Paused,
+            Progress::Committed => Self::Committed,
+            Progress::Running => Self::Running(Running::default()),
+            Progress::Resumed => Self::Resumed,
+        }
+    }
+}
+
+impl From<observe::PageCounts> for Pages {
+    fn from(pages: observe::PageCounts) -> Self {
+        Self { zero: pages.zero, raw: pages.raw }
+    }
+}
+
+impl From<&observe::RoundReport> for Round {
+    fn from(round: &observe::RoundReport) -> Self {
+        let (decision, stop_reason) = match round.decision {
+            Decision::Continue => ("continue", None),
+            Decision::SwitchOver(reason) => ("switch-over", Some(reason)),
+            Decision::Abort(reason) => ("abort", Some(reason)),
+        };
+        Self {
+            round: round.round,
+            pages: round.pages.into(),
+            sent_bytes: round.sent_bytes,
+            elapsed_ms: as_ms(round.elapsed),
+            dirtied_pages: round.dirtied_pages,
+            dirtied_bytes: round.dirtied_pages.saturating_mul(PAGE_BYTES),
+            dirty_pages_per_second: round.dirty_pages_per_second,
+            bytes_per_second: round.bytes_per_second,
+            predicted_downtime_ms: as_ms(round.predicted_downtime),
+            decision: decision.into(),
+            stop_reason: stop_reason.map(|r| r.name().into()),
+            nearest_rule: round.nearest_rule.name().into(),
+        }
+    }
+}
+
+impl From<&observe::Downtime> for Downtime {
+    fn from(downtime: &observe::Downtime) -> Self {
+        Self {
+            pause: as_ms(downtime.pause),
+            save: as_ms(downtime.save),
+            last_sync: as_ms(downtime.last_sync),
+            transfer: as_ms(downtime.transfer),
+            verify: as_ms(downtime.verify),
+            load: as_ms(downtime.load),
+            commit: as_ms(downtime.commit),
+            resume: as_ms(downtime.resume),
+        }
+    }
+}
+
+impl Downtime {
+    /// The parts by the words that people read, in their order.
+    pub fn parts(&self) -> [(&'static str, f64); 8] {
+        [
+            ("pause", self.pause),
+            ("save", self.save),
+            ("last sync", self.last_sync),
+            ("transfer", self.transfer),
+            ("verify", self.verify),
+            ("load", self.load),
+            ("commit", self.commit),
+            ("resume", self.resume),
+        ]
+    }
+}
+
+impl From<&observe::Report> for Report {
+    fn from(report: &observe::Report) -> Self {
+        let optional_ms = |duration: Option<Duration>| duration.map(as_ms);
+        let (verify, verified_chunks, mismatched_addresses) = match &report.verification {
+            Verification::Off => ("off", None, None),
+            Verification::Ok { chunks } => ("ok", Some(*chunks), None),
+            Verification::Mismatch { guest_addresses } => ("mismatch", None, Some(guest_addresses.clone())),
+        };
+        Self {
+            outcome: report.outcome.name().into(),
+            stop_reason: report.stop_reason.map(|r| r.name().into()),
+            rounds: report.rounds,
+            total_ms: as_ms(report.total),
+            downtime_ms: optional_ms(report.downtime.map(|d| d.total())),
+            downtime: report.downtime.as_ref().map(Into::into),
+            predicted_downtime_ms: optional_ms(report.predicted_downtime),
+            guest_gap_ms: optional_ms(report.guest_gap),
+            sent_bytes: report.sent_bytes,
+            pages: report.pages.into(),
+            ram_bytes: report.ram_bytes,
+            verify: verify.into(),
+            verified_chunks,
+            mismatched_addresses,
+            fault: report.fault.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&mig::ReceiveReport> for Received {
+    fn from(report: &mig::ReceiveReport) -> Self {
+        Self {
+            rounds: report.rounds,
+            received_bytes: report.received_bytes,
+            pages: report.pages.into(),
+            ram_bytes: report.ram_bytes,
+            load_ms: as_ms(report.load),
+            resume_ms: as_ms(report.resume),
+            guest_gap_ms: report.guest_gap.map(as_ms),
+        }
+    }
+}
+
+/// Examples for tests.
+#[cfg(test)]
+pub(crate) mod examples {
+    use super::*;
+    use mig::observe::{OutcomeKind, PageCounts, RoundReport};
+    use mig::policy::StopReason;
+    use mig::{Blame, Fault, Side, Step};
+
+    pub(crate) fn round() -> RoundReport {
+        RoundReport {
+            round: 0,
+            pages: PageCounts { zero: 100_000, raw: 31_072 },
+            sent_bytes: 128 << 20,
+            elapsed: Duration::from_millis(400),
+            dirtied_pages: 5120,
+            dirty_pages_per_second: 12_800,
+            bytes_per_second: 320 << 20,
+            predicted_downtime: Duration::from_micros(71_250),
+            decision: Decision::Continue,
+            nearest_rule: StopReason::WithinBudget,
+        }
+    }
+
+    pub(crate) fn moved() -> observe::Report {
+        let us = Duration::from_micros;
+        observe::Report {
+            outcome: OutcomeKind::Moved,
+            stop_reason: Some(StopReason::WithinBudget),
+            rounds: 4,
+            total: Duration::from_millis(1240),
+            downtime: Some(observe::Downtime {
+                pause: us(300),
+                save: us(420),
+                last_sync: us(110),
+                transfer: us(3000),
+                verify: us(0),
+                load: us(700),
+                commit: us(270),
+                resume: us(200),
+            }),
+            predicted_downtime: Some(us(5500)),
+            guest_gap: Some(us(5900)),
+            sent_bytes: 530 << 20,
+            pages: PageCounts { zero: 100_000, raw: 135_000 },
+            ram_bytes: 1 << 30,
+            verification: Verification::Ok { chunks: 512 },
+            fault: None,
+        }
+    }
+
+    pub(crate) fn refused() -> observe::Report {
+        observe::Report {
+            outcome: OutcomeKind::StillHere,
+            stop_reason: None,
+            rounds: 0,
+            downtime: None,
+            predicted_downtime: None,
+            guest_gap: None,
+            sent_bytes: 0,
+            pages: PageCounts::default(),
+            verification: Verification::Off,
+            fault: Some(
+                Fault::new(Side::Source, Step::Connect, Blame::Network, "connection refused")
+                    .remedy("start mig-recv there first"),
+            ),
+            ..moved()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn to_json(event: &Event) -> Value {
+        serde_json::to_value(event).unwrap()
+    }
+
+    #[test]
+    fn a_report_has_the_documented_members() {
+        let event = Event::Report((&examples::moved()).into());
+        assert_eq!(
+            to_json(&event),
+            json!({
+                "event": "report", "outcome": "moved", "stop_reason": "within-budget", "rounds": 4,
+                "total_ms": 1240.0, "downtime_ms": 5.0,
+                "downtime": {
+                    "pause": 0.3, "save": 0.42, "last_sync": 0.11, "transfer": 3.0, "verify": 0.0,
+                    "load": 0.7, "commit": 0.27, "resume": 0.2
+                },
+                "predicted_downtime_ms": 5.5, "guest_gap_ms": 5.9, "sent_bytes": 530u64 << 20,
+                "pages": { "zero": 100_000, "raw": 135_000 }, "ram_bytes": 1u64 << 30,
+                "verify": "ok", "verified_chunks": 512
+            })
+        );
+    }
+
+    #[test]
+    fn a_report_of_a_failure_has_nulls_and_the_fault() {
+        let report = to_json(&Event::Report((&examples::refused()).into()));
+        assert_eq!(report["outcome"], "still-here");
+        for null in ["stop_reason", "downtime_ms", "downtime", "predicted_downtime_ms", "guest_gap_ms"] {
+            assert_eq!(report.get(null), Some(&Value::Null), "{null}");
+        }
+        assert_eq!(
+            report["fault"],
+            json!({
+                "side": "source", "step": "connect", "blame": "network",
+                "cause": "connection refused", "remedy": "start mig-recv there first"
+            })
+        );
+    }
+
+    #[test]
+    fn every_event_is_read_back_as_it_was_written() {
+        let received = Received {
+            rounds: 3,
+            received_bytes: 9,
+            pages: Pages { zero: 1, raw: 2 },
+            ram_bytes: 3,
+            load_ms: 0.5,
+            resume_ms: 0.25,
+            guest_gap_ms: None,
+        };
+        let events = [
+            Event::Listening { addr: "tcp:127.0.0.1:4444".into() },
+            Event::Started(Started { guest: "idle".into(), vcpus: 2, memory_bytes: 7, control: None }),
+            Event::Migrating { to: "tcp:h:1".into() },
+            Event::Connected { version: 1, channels: 2 },
+            Event::Accepted,
+            Event::Copying { round: 1, sent_pages: 2, total_pages: 3 },
+            Event::Round((&examples::round()).into()),
+            Event::Paused,
+            Event::Committed,
+            Event::Running(Running::default()),
+            Event::Running(Running { received: Some(received) }),
+            Event::Resumed,
+            Event::Report((&examples::refused()).into()),
+            Event::NotReceived(Failure::new("a", "b", "c", "d")),
+            Event::InDoubt(Failure::new("a", "b", "c", "d")),
+            Event::Error(Failure::new("a", "b", "c", "d")),
+            Event::Note { text: "t".into() },
+            Event::Ended { reason: "moved".into() },
+        ];
+        for event in events {
+            let text = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
+            assert!(!text.contains('\n'));
+        }
+    }
+}

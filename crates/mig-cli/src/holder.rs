@@ -1,0 +1,516 @@
+//! A holder: the one owner of a guest in this process, and the state it is in.
+//!
+//! Invariants: the guest's machine is owned by exactly one state, or by the thread that migrates it. A guest
+//! that is in doubt is never ended or resumed but on an operator's word given after the doubt was known.
+//! `Ended` is final.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mig::{Address, Cancel, Observer, SourceOptions};
+
+use crate::control::{Check, Screen, Status};
+use crate::event::{Event, Report};
+use crate::failure::{Failure, chain};
+use crate::machine::{GuestEnd, Held, Machine, Moving, View};
+use crate::output::Output;
+
+/// How often a guest's own end is looked for.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Holds a guest, or waits for one.
+pub struct Holder<M> {
+    inner: Mutex<Inner<M>>,
+    changed: Condvar,
+    output: Output,
+    /// `source` for the program that started the guest, `destination` for one that receives it.
+    side: &'static str,
+}
+
+struct Inner<M> {
+    state: State<M>,
+    view: Option<Arc<dyn View>>,
+    /// Somebody wants the guest ended as soon as its migration is over.
+    quit_asked: bool,
+    /// Ctrl-C was pressed once while the guest was in doubt.
+    warned: bool,
+}
+
+enum State<M> {
+    Receiving(Cancel),
+    Running(M),
+    Paused(M),
+    Migrating(Cancel),
+    InDoubt(Box<dyn Held<M>>),
+    Ended(End),
+}
+
+/// Why a holder has no guest any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It runs elsewhere.
+    Moved,
+    /// It ended by itself.
+    Guest(GuestEnd),
+    /// It was ended on request, or never was.
+    Quit {
+        /// Whether it was in doubt.
+        in_doubt: bool,
+    },
+}
+
+/// What to do about an interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interrupted {
+    /// The holder sees to it.
+    Handled,
+    /// It has been asked often enough: the program ends at once.
+    ExitNow,
+}
+
+/// A migration that did not move the guest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NotMoved {
+    /// Why.
+    pub failure: Failure,
+    /// How it went, where it began.
+    pub report: Option<Report>,
+}
+
+impl<M: Machine> Holder<M> {
+    /// Holds a guest that runs.
+    pub fn running(machine: M, output: Output, side: &'static str) -> Arc<Self> {
+        let view = machine.view();
+        Self::new(State::Running(machine), Some(view), output, side)
+    }
+
+    /// Waits for a guest.
+    pub fn receiving(output: Output, side: &'static str) -> Arc<Self> {
+        Self::new(State::Receiving(Cancel::new()), None, output, side)
+    }
+
+    fn new(
+        state: State<M>,
+        view: Option<Arc<dyn View>>,
+        output: Output,
+        side: &'static str,
+    ) -> Arc<Self> {
+        let inner = Inner { state, view, quit_asked: false, warned: false };
+        Arc::new(Self { inner: Mutex::new(inner), changed: Condvar::new(), output, side })
+    }
+
+    /// Its voice.
+    pub fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// What it holds, and how that is.
+    pub fn status(&self) -> Status {
+        let inner = self.lock();
+        Status {
+            state: inner.state.name().into(),
+            heartbeats: inner.view.as_ref().map_or(0, |v| v.heartbeats()),
+            vcpus: inner.view.as_ref().map_or(0, |v| v.vcpus()),
+            memory_bytes: inner.view.as_ref().map_or(0, |v| v.memory_bytes()),
+        }
+    }
+
+    /// The guest's VGA text page.
+    ///
+    /// # Errors
+    /// There is no guest yet.
+    pub fn screen(&self) -> Result<Screen, Failure> {
+        let view = self.lock().view.clone().ok_or_else(|| self.wrong_state("show a screen", "receiving"))?;
+        Ok(Screen { screen: view.screen() })
+    }
+
+    /// Pauses the guest.
+    ///
+    /// # Errors
+    /// It does not run, or could not be paused.
+    pub fn pause(&self) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        match inner.state.take() {
+            State::Running(mut machine) => {
+                let paused = machine.pause().map_err(|e| self.failed("pause", &*e));
+                inner.state =
+                    if paused.is_ok() { State::Paused(machine) } else { State::Running(machine) };
+                paused
+            }
+            other => {
+                let name = other.name();
+                inner.state = other;
+                Err(self.wrong_state("pause", name))
+            }
+        }
+    }
+
+    /// Resumes a guest that was paused; or one in doubt, on the operator's word that nobody else runs it.
+    ///
+    /// # Errors
+    /// It is not paused, or could not be resumed.
+    pub fn resume(&self) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        match inner.state.take() {
+            State::Paused(mut machine) => {
+                let resumed = machine.resume().map_err(|e| self.failed("resume", &*e));
+                inner.state =
+                    if resumed.is_ok() { State::Running(machine) } else { State::Paused(machine) };
+                resumed
+            }
+            State::InDoubt(held) => match held.resume() {
+                Ok(machine) => {
+                    inner.view = Some(machine.view());
+                    inner.state = State::Running(machine);
+                    drop(inner);
+                    self.changed.notify_all();
+                    Ok(())
+                }
+                Err(e) => {
+                    let failure = self.failed("resume", &*e);
+                    let reason = format!("the guest could not be resumed: {}", failure.cause);
+                    self.end(inner, End::Guest(GuestEnd { reason, good: false }));
+                    Err(failure)
+                }
+            },
+            other => {
+                let name = other.name();
+                inner.state = other;
+                Err(self.wrong_state("resume", name))
+            }
+        }
+    }
+
+    /// Checks what the guest put into its memory, pausing it meanwhile.
+    ///
+    /// # Errors
+    /// Something is wrong there, or the guest cannot be checked.
+    pub fn check(&self) -> Result<Check, Failure> {
+        let mut inner = self.lock();
+        let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else {
+            return Err(self.wrong_state("check", inner.state.name()));
+        };
+        // The name decides rather than a copy of the state: the machine stays where it is.
+        let view = machine.view();
+        let was_running = matches!(inner.state, State::Running(_));
+        let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else { unreachable!() };
+        if was_running {
+            machine.pause().map_err(|e| self.failed("pause", &*e))?;
+        }
+        let checked = machine.check();
+        if was_running {
+            machine.resume().map_err(|e| self.failed("resume", &*e))?;
+        }
+        match checked {
+            Ok(found) => Ok(Check { found, heartbeats: view.heartbeats() }),
+            Err(cause) => Err(self.failure("check", cause, "")),
+        }
+    }
+
+    /// Cancels the migration that runs, or the receive.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn cancel(&self) -> Result<(), Failure> {
+        let inner = self.lock();
+        match &inner.state {
+            State::Migrating(cancel) | State::Receiving(cancel) => {
+                cancel.cancel();
+                Ok(())
+            }
+            other => Err(self.wrong_state("cancel", other.name())),
+        }
+    }
+
+    /// Ends the guest; one that migrates is ended when the migration is over and did not move it.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn quit(&self) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        match inner.state.take() {
+            State::Ended(end) => {
+                inner.state = State::Ended(end);
+                Err(self.wrong_state("quit", "ended"))
+            }
+            State::Receiving(cancel) => {
+                cancel.cancel();
+                self.end(inner, End::Quit { in_doubt: false });
+                Ok(())
+            }
+            State::Migrating(cancel) => {
+                cancel.cancel();
+                inner.quit_asked = true;
+                inner.state = State::Migrating(cancel);
+                Ok(())
+            }
+            State::InDoubt(held) => {
+                drop(held);
+                self.end(inner, End::Quit { in_doubt: true });
+                Ok(())
+            }
+            State::Running(machine) | State::Paused(machine) => {
+                machine.end();
+                self.end(inner, End::Quit { in_doubt: false });
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves the guest; tells `watch` what the holder's own output is told. Comes back when the migration
+    /// has ended, with the guest's new whereabouts settled.
+    ///
+    /// # Errors
+    /// The guest did not move, or it is not known whether it did.
+    pub fn migrate(
+        &self,
+        to: &Address,
+        options: &SourceOptions,
+        watch: &(dyn Fn(&Event) + Sync),
+    ) -> Result<Report, NotMoved> {
+        let cancel = Cancel::new();
+        let machine = {
+            let mut inner = self.lock();
+            match inner.state.take() {
+                State::Running(machine) => {
+                    inner.state = State::Migrating(cancel.clone());
+                    machine
+                }
+                other => {
+                    let failure = self.wrong_state("migrate", other.name());
+                    inner.state = other;
+                    return Err(NotMoved { failure, report: None });
+                }
+            }
+        };
+        let tell = |event: Event| {
+            watch(&event);
+            self.output.tell(event);
+        };
+        tell(Event::Migrating { to: to.to_string() });
+        let moving = machine.migrate(to, options, &cancel, &Telling(&|event| tell(event)));
+        let (report, next) = match moving {
+            Moving::Moved(report) => (report, State::Ended(End::Moved)),
+            Moving::StillHere { machine, report } => {
+                let stuck = report.fault.as_ref().is_some_and(|f| {
+                    f.side == mig::Side::Source && f.step == mig::Step::Resume
+                });
+                (report, if stuck { State::Paused(machine) } else { State::Running(machine) })
+            }
+            Moving::InDoubt { held, report } => (report, State::InDoubt(held)),
+        };
+        let report = Report::from(&report);
+        tell(Event::Report(report.clone()));
+        let moved = matches!(next, State::Ended(_));
+        self.settle(next);
+        if moved {
+            return Ok(report);
+        }
+        let unnamed = || self.failure("migrate", "the migration ended without a reason", "");
+        Err(NotMoved { failure: report.fault.clone().unwrap_or_else(unnamed), report: Some(report) })
+    }
+
+    fn settle(&self, next: State<M>) {
+        let mut inner = self.lock();
+        match next {
+            State::Ended(end) => self.end(inner, end),
+            State::Running(machine) | State::Paused(machine) if inner.quit_asked => {
+                machine.end();
+                self.end(inner, End::Quit { in_doubt: false });
+            }
+            other => {
+                inner.state = other;
+                inner.quit_asked = false;
+                drop(inner);
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    /// The token of the receive that is to begin now; none when the holder was told to quit.
+    pub fn begin_receive(&self) -> Option<Cancel> {
+        let mut inner = self.lock();
+        match &mut inner.state {
+            State::Receiving(cancel) => {
+                if cancel.is_cancelled() {
+                    *cancel = Cancel::new();
+                }
+                Some(cancel.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// Lets a guest that is on its way in be looked at.
+    pub fn expect(&self, view: Arc<dyn View>) {
+        self.lock().view = Some(view);
+    }
+
+    /// Takes over a guest that was received and runs.
+    pub fn received(&self, machine: M) {
+        let mut inner = self.lock();
+        inner.view = Some(machine.view());
+        match inner.state {
+            State::Receiving(_) => inner.state = State::Running(machine),
+            // It was told to quit while the last byte came in; the source has given the guest up.
+            _ => {
+                drop(inner);
+                return machine.end();
+            }
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Takes over a copy that is in doubt. It is kept even if the holder was told to quit meanwhile.
+    pub fn received_in_doubt(&self, held: Box<dyn Held<M>>) {
+        self.lock().state = State::InDoubt(held);
+        self.changed.notify_all();
+    }
+
+    /// Waits at most `timeout` for the end.
+    pub fn wait_ended_for(&self, timeout: Duration) -> Option<End> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut inner = self.lock();
+        loop {
+            if let State::Ended(end) = &inner.state {
+                return Some(end.clone());
+            }
+            let left = match deadline {
+                Some(deadline) => deadline.checked_duration_since(Instant::now())?,
+                None => Duration::MAX,
+            };
+            inner = self
+                .changed
+                .wait_timeout(inner, left.min(Duration::from_secs(3600)))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Waits for the end.
+    pub fn wait_ended(&self) -> End {
+        loop {
+            if let Some(end) = self.wait_ended_for(Duration::MAX) {
+                return end;
+            }
+        }
+    }
+
+    /// Ends the holder when its guest ends by itself. Comes back when the holder has ended.
+    pub fn watch_guest(&self) {
+        loop {
+            let view = {
+                let inner = self.lock();
+                match &inner.state {
+                    State::Ended(_) => return,
+                    // A guest that migrates is the engine's; one that ended meanwhile is seen afterwards.
+                    State::Running(_) | State::Paused(_) => inner.view.clone(),
+                    _ => None,
+                }
+            };
+            match view.and_then(|v| v.wait_end(WATCH_INTERVAL)) {
+                Some(end) => self.guest_ended(end),
+                None => {
+                    if self.wait_ended_for(WATCH_INTERVAL / 10).is_some() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn guest_ended(&self, end: GuestEnd) {
+        let mut inner = self.lock();
+        match inner.state.take() {
+            State::Running(machine) | State::Paused(machine) => {
+                machine.end();
+                self.end(inner, End::Guest(end));
+            }
+            other => inner.state = other,
+        }
+    }
+
+    /// Ctrl-C. A migration is cancelled first, and a guest in doubt is dropped on the second one only.
+    pub fn interrupt(&self) -> Interrupted {
+        let mut inner = self.lock();
+        match &inner.state {
+            State::Migrating(cancel) if !cancel.is_cancelled() => {
+                cancel.cancel();
+                self.output.note("cancelling the migration; the guest stays. Ctrl-C again ends it");
+            }
+            State::Migrating(_) if !inner.quit_asked => inner.quit_asked = true,
+            State::Migrating(_) | State::Ended(_) => return Interrupted::ExitNow,
+            State::InDoubt(_) if !inner.warned => {
+                inner.warned = true;
+                self.output.note("the guest held here may be the last copy. Ctrl-C again drops it");
+            }
+            _ => {
+                drop(inner);
+                // It may have ended in this moment, which is what was wanted.
+                let _ = self.quit();
+            }
+        }
+        Interrupted::Handled
+    }
+
+    fn end(&self, mut inner: MutexGuard<'_, Inner<M>>, end: End) {
+        inner.state = State::Ended(end);
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<M>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self, step: &str, cause: impl Into<String>, remedy: &str) -> Failure {
+        Failure::new(self.side, step, cause, remedy)
+    }
+
+    fn failed(&self, step: &str, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Failure {
+        self.failure(step, chain(error), "").local()
+    }
+
+    fn wrong_state(&self, what: &str, state: &str) -> Failure {
+        let (cause, remedy) = match state {
+            "running" => ("the guest runs", "this is for a guest that does not run"),
+            "paused" => ("the guest is paused", "resume it first"),
+            "migrating" => ("the guest is migrating", "cancel the migration or wait for its end"),
+            "receiving" => ("no guest has been received yet", "send one first"),
+            "in-doubt" => (
+                "it is not known whether the guest runs on the other side",
+                "resume runs it here, if it certainly does not run there; quit drops it",
+            ),
+            _ => ("the guest has ended here", ""),
+        };
+        self.failure("control", format!("cannot {what}: {cause}"), remedy)
+    }
+}
+
+impl<M> State<M> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Receiving(_) => "receiving",
+            Self::Running(_) => "running",
+            Self::Paused(_) => "paused",
+            Self::Migrating(_) => "migrating",
+            Self::InDoubt(_) => "in-doubt",
+            Self::Ended(_) => "ended",
+        }
+    }
+
+    /// Takes the state out for a moment; the caller, who has the lock, puts one back.
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Ended(End::Quit { in_doubt: false }))
+    }
+}
+
+/// An engine's observer that turns progress into events.
+pub(crate) struct Telling<'a>(pub(crate) &'a (dyn Fn(Event) + Sync));
+
+impl Observer for Telling<'_> {
+    fn progress(&self, progress: &mig::observe::Progress) {
+        (self.0)(progress.into());
+    }
+}

@@ -1,0 +1,115 @@
+//! What a holder needs of a machine: the seam between holding a guest and the VMM that runs it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mig::observe::Report;
+use mig::{Address, BoxError, Cancel, Fault, Observer, SourceOptions};
+
+/// A guest that can be looked at from any thread, whoever owns its machine at the moment.
+pub trait View: Send + Sync {
+    /// Heartbeats counted so far.
+    fn heartbeats(&self) -> u64;
+    /// Its vCPUs.
+    fn vcpus(&self) -> u32;
+    /// Its memory.
+    fn memory_bytes(&self) -> u64;
+    /// The VGA text page: 25 lines.
+    fn screen(&self) -> Vec<String>;
+    /// Waits for the guest to end by itself, at most `timeout`.
+    fn wait_end(&self, timeout: Duration) -> Option<GuestEnd>;
+}
+
+/// How a guest ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestEnd {
+    /// In words.
+    pub reason: String,
+    /// Whether that is a good end.
+    pub good: bool,
+}
+
+/// A machine with a guest, running or paused.
+pub trait Machine: Sized + Send + 'static {
+    /// A look at it.
+    fn view(&self) -> Arc<dyn View>;
+
+    /// Pauses the running guest.
+    ///
+    /// # Errors
+    /// It could not be paused.
+    fn pause(&mut self) -> Result<(), BoxError>;
+
+    /// Runs the paused guest.
+    ///
+    /// # Errors
+    /// It could not be resumed.
+    fn resume(&mut self) -> Result<(), BoxError>;
+
+    /// Checks from outside what the guest put into its memory; called paused.
+    ///
+    /// # Errors
+    /// What is wrong with it, or why this guest cannot be checked.
+    fn check(&mut self) -> Result<String, String>;
+
+    /// Moves the running guest.
+    fn migrate(
+        self,
+        to: &Address,
+        options: &SourceOptions,
+        cancel: &Cancel,
+        observer: &dyn Observer,
+    ) -> Moving<Self>;
+
+    /// Ends the guest.
+    fn end(self);
+}
+
+/// How a migration ended.
+pub enum Moving<M> {
+    /// The guest runs on the destination.
+    Moved(Report),
+    /// It is here.
+    StillHere {
+        /// The guest, running unless resuming it is what failed.
+        machine: M,
+        /// How it went.
+        report: Report,
+    },
+    /// Nobody knows.
+    InDoubt {
+        /// The guest, paused.
+        held: Box<dyn Held<M>>,
+        /// How it went.
+        report: Report,
+    },
+}
+
+/// A paused guest that may run elsewhere; dropping it drops the guest.
+pub trait Held<M>: Send {
+    /// The operator's word that nobody else runs it: runs it here.
+    ///
+    /// # Errors
+    /// It could not be resumed, and is lost.
+    fn resume(self: Box<Self>) -> Result<M, BoxError>;
+}
+
+/// How a receive ended.
+pub enum Arrival<M> {
+    /// The guest runs here.
+    Running {
+        /// Its machine.
+        machine: M,
+        /// How it went.
+        report: mig::ReceiveReport,
+    },
+    /// It never did.
+    NotReceived(Fault),
+    /// The source vanished before it committed.
+    InDoubt {
+        /// The copy, paused.
+        held: Box<dyn Held<M>>,
+        /// How it came to this.
+        fault: Fault,
+    },
+}

@@ -1,0 +1,338 @@
+//! What people see: events as lines of text, with colours and a moving line on a terminal only.
+
+use crate::event::{Downtime, Event, Received, Report, Round};
+use crate::failure::Failure;
+use crate::units::{bytes, millis, round_bytes};
+
+/// How wide the bars are, in characters.
+const BAR_WIDTH: usize = 40;
+
+/// Turns events into text.
+#[derive(Debug, Clone)]
+pub struct Renderer {
+    colour: bool,
+    live: bool,
+    /// Whether the cursor stands behind a line that is to be overwritten.
+    on_live_line: bool,
+    /// Whether the head of the table of rounds has been shown for this migration.
+    head_shown: bool,
+}
+
+/// Select Graphic Rendition parameters (ECMA-48).
+#[derive(Clone, Copy)]
+enum Style {
+    Bold = 1,
+    Dim = 2,
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+    Cyan = 36,
+}
+
+impl Renderer {
+    /// `colour`: whether to use colours. `live`: whether a line may be overwritten, as on a terminal.
+    pub fn new(colour: bool, live: bool) -> Self {
+        Self { colour, live, on_live_line: false, head_shown: false }
+    }
+
+    /// The text for an event, line ends included; empty where people need not see it.
+    pub fn render(&mut self, event: &Event) -> String {
+        if let Event::Copying { round, sent_pages, total_pages } = event {
+            return self.copying(*round, *sent_pages, *total_pages);
+        }
+        let text = self.lines(event);
+        if text.is_empty() {
+            return text;
+        }
+        let clear = if std::mem::take(&mut self.on_live_line) { "\r\x1b[2K" } else { "" };
+        format!("{clear}{text}")
+    }
+
+    fn lines(&mut self, event: &Event) -> String {
+        match event {
+            Event::Listening { addr } => format!("listening on {}\n", self.paint(Style::Bold, addr)),
+            Event::Started(started) => {
+                let control = started.control.as_ref().map_or(String::new(), |c| format!(", control {c}"));
+                let (memory, vcpus) = (round_bytes(started.memory_bytes), count(started.vcpus.into(), "vCPU"));
+                format!("guest {}: {memory}, {vcpus}{control}\n", self.paint(Style::Bold, &started.guest))
+            }
+            Event::Migrating { to } => {
+                self.head_shown = false;
+                format!("moving to {}\n", self.paint(Style::Bold, to))
+            }
+            Event::Connected { version, channels } => {
+                let channels = count((*channels).into(), "page channel");
+                self.paint(Style::Dim, &format!("connected: protocol {version}, {channels}")) + "\n"
+            }
+            Event::Round(round) => self.round(round),
+            Event::Paused => self.paint(Style::Dim, "guest paused for the switchover") + "\n",
+            Event::Running(running) => running.received.as_ref().map_or(String::new(), |r| self.received(r)),
+            Event::Report(report) => self.report(report),
+            Event::NotReceived(failure) => {
+                self.failure("no guest was received", failure, Style::Yellow) + "listening on\n"
+            }
+            Event::InDoubt(failure) => {
+                self.failure("in doubt: the guest may run on the other side", failure, Style::Red)
+                    + "it is held here, paused: 'resume' on the control socket runs it (only if it certainly does \
+                       not run there), 'quit' drops it\n"
+            }
+            Event::Error(failure) => self.failure("error", failure, Style::Red),
+            Event::Note { text } => format!("{text}\n"),
+            Event::Ended { reason } => format!("ended: {reason}\n"),
+            Event::Accepted | Event::Committed | Event::Resumed | Event::Copying { .. } => String::new(),
+        }
+    }
+
+    fn copying(&mut self, round: u32, sent: u64, total: u64) -> String {
+        if !self.live || total == 0 {
+            return String::new();
+        }
+        self.on_live_line = true;
+        let part = (sent as f64 / total as f64).clamp(0.0, 1.0);
+        let bar = self.paint(Style::Cyan, &bar(part, BAR_WIDTH));
+        let blank = " ".repeat(BAR_WIDTH.saturating_sub(cells(part, BAR_WIDTH)));
+        format!("\r\x1b[2K{round:>5}  {bar}{blank} {:>3.0} %", part * 100.0)
+    }
+
+    fn round(&mut self, round: &Round) -> String {
+        let mut text = String::new();
+        if !std::mem::replace(&mut self.head_shown, true) {
+            let head = format!(
+                "{:>5}  {:>10}  {:>10}  {:>12}  {:>10}  {:>12}  next",
+                "round", "sent", "dirtied", "rate", "took", "pause now"
+            );
+            text.push_str(&self.paint(Style::Dim, &head));
+            text.push('\n');
+        }
+        let next = match (round.decision.as_str(), &round.stop_reason) {
+            ("switch-over", Some(reason)) => self.paint(Style::Green, &format!("switch over: {reason}")),
+            ("abort", Some(reason)) => self.paint(Style::Red, &format!("give up: {reason}")),
+            _ => format!("another round; nearest: {}", round.nearest_rule),
+        };
+        text.push_str(&format!(
+            "{:>5}  {:>10}  {:>10}  {:>12}  {:>10}  {:>12}  {next}\n",
+            round.round,
+            bytes(round.sent_bytes),
+            bytes(round.dirtied_bytes),
+            bytes(round.bytes_per_second) + "/s",
+            millis(round.elapsed_ms),
+            millis(round.predicted_downtime_ms),
+        ));
+        text
+    }
+
+    fn received(&self, received: &Received) -> String {
+        let gap = match received.guest_gap_ms {
+            Some(gap) => format!("; the guest itself missed {}", millis(gap)),
+            None => String::new(),
+        };
+        format!(
+            "{}: {} in {}, {} received, load {}, resume {}{gap}\n",
+            self.paint(Style::Green, "the guest runs here"),
+            round_bytes(received.ram_bytes),
+            count(received.rounds.into(), "round"),
+            bytes(received.received_bytes),
+            millis(received.load_ms),
+            millis(received.resume_ms),
+        )
+    }
+
+    fn report(&mut self, report: &Report) -> String {
+        self.head_shown = false;
+        let mut text = match report.outcome.as_str() {
+            "moved" => self.moved(report),
+            "still-here" => self.paint(Style::Yellow, "not moved: the guest runs on here") + "\n",
+            _ => {
+                self.paint(Style::Red, "in doubt: the guest may run on the other side; it is held here, paused")
+                    + "\n"
+            }
+        };
+        if let Some(fault) = &report.fault {
+            text.push_str(&facts(fault));
+        }
+        text
+    }
+
+    fn moved(&self, report: &Report) -> String {
+        let mut text = format!(
+            "{} in {}, {}, {} sent for {} of memory ({} raw, {} zero)\n",
+            self.paint(Style::Green, "moved"),
+            millis(report.total_ms),
+            count(report.rounds.into(), "round"),
+            bytes(report.sent_bytes),
+            round_bytes(report.ram_bytes),
+            count(report.pages.raw, "page"),
+            report.pages.zero,
+        );
+        if let (Some(total), Some(downtime)) = (report.downtime_ms, &report.downtime) {
+            let predicted = report.predicted_downtime_ms.map(|p| format!("predicted {}", millis(p)));
+            let gap = report.guest_gap_ms.map(|g| format!("the guest itself missed {}", millis(g)));
+            let remarks: Vec<String> = predicted.into_iter().chain(gap).collect();
+            let remarks = if remarks.is_empty() { String::new() } else { format!(" ({})", remarks.join("; ")) };
+            text.push_str(&format!(
+                "downtime {}{remarks}\n{}",
+                self.paint(Style::Bold, &millis(total)),
+                self.split(total, downtime)
+            ));
+        }
+        match (report.verify.as_str(), report.verified_chunks) {
+            ("ok", Some(chunks)) => {
+                text.push_str(&format!("verified: the digests of {} agree\n", count(chunks, "chunk")));
+            }
+            ("ok", None) => text.push_str("verified: all digests agree\n"),
+            _ => {}
+        }
+        text
+    }
+
+    /// One line a part of the downtime, its bar beginning where the part before it ended.
+    fn split(&self, total: f64, downtime: &Downtime) -> String {
+        let mut text = String::new();
+        let mut before = 0.0;
+        for (name, ms) in downtime.parts() {
+            if name == "verify" && ms == 0.0 {
+                continue;
+            }
+            let whole = total.max(f64::MIN_POSITIVE);
+            let indent = cells(before / whole, BAR_WIDTH - 1);
+            let width = (cells((before + ms) / whole, BAR_WIDTH).saturating_sub(indent)).max(1);
+            let bar = self.paint(Style::Cyan, &"█".repeat(width));
+            text.push_str(&format!("  {name:<10}{:>10}  {}{bar}\n", millis(ms), " ".repeat(indent)));
+            before += ms;
+        }
+        text
+    }
+
+    fn failure(&self, title: &str, failure: &Failure, style: Style) -> String {
+        format!("{}\n{}", self.paint(style, title), facts(failure))
+    }
+
+    fn paint(&self, style: Style, text: &str) -> String {
+        if self.colour { format!("\x1b[{}m{text}\x1b[0m", style as u8) } else { text.to_owned() }
+    }
+}
+
+/// The four answers, a line each.
+pub fn facts(failure: &Failure) -> String {
+    let mut text = String::new();
+    let answers = [
+        ("side", &failure.side),
+        ("step", &failure.step),
+        ("cause", &failure.cause),
+        ("remedy", &failure.remedy),
+    ];
+    for (name, answer) in answers {
+        if !answer.is_empty() {
+            text.push_str(&format!("  {:<8}{}\n", format!("{name}:"), printable(answer).replace('\n', "\n          ")));
+        }
+    }
+    text
+}
+
+/// Text that may come from a peer, without what would steer a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+fn cells(part: f64, width: usize) -> usize {
+    ((part.clamp(0.0, 1.0) * width as f64).round() as usize).min(width)
+}
+
+fn bar(part: f64, width: usize) -> String {
+    "█".repeat(cells(part, width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::examples;
+
+    fn plain() -> Renderer {
+        Renderer::new(false, false)
+    }
+
+    #[test]
+    fn a_round_is_one_line_below_a_head_that_is_shown_once() {
+        let mut renderer = plain();
+        let round = Event::Round((&examples::round()).into());
+        let line = "    0   128.0 MiB    20.0 MiB   320.0 MiB/s    400.0 ms       71.2 ms  \
+                    another round; nearest: within-budget\n";
+        let head = "round        sent     dirtied          rate        took     pause now  next\n";
+        assert_eq!(renderer.render(&round), format!("{head}{line}"));
+        assert_eq!(renderer.render(&round), line);
+    }
+
+    #[test]
+    fn the_end_of_a_round_says_which_rule_fired() {
+        let mut round: Round = (&examples::round()).into();
+        round.decision = "switch-over".into();
+        round.stop_reason = Some("few-pages".into());
+        assert!(plain().render(&Event::Round(round.clone())).ends_with("  switch over: few-pages\n"));
+        round.decision = "abort".into();
+        assert!(plain().render(&Event::Round(round)).ends_with("  give up: few-pages\n"));
+    }
+
+    #[test]
+    fn the_report_splits_the_downtime() {
+        let text = plain().render(&Event::Report((&examples::moved()).into()));
+        let expected = "\
+moved in 1.24 s, 4 rounds, 530.0 MiB sent for 1 GiB of memory (135000 pages raw, 100000 zero)
+downtime 5.00 ms (predicted 5.50 ms; the guest itself missed 5.90 ms)
+  pause        0.30 ms  ██
+  save         0.42 ms    ████
+  last sync    0.11 ms        █
+  transfer     3.00 ms        ███████████████████████
+  load         0.70 ms                               █████
+  commit       0.27 ms                                    ██
+  resume       0.20 ms                                      ██
+verified: the digests of 512 chunks agree
+";
+        let squeezed = |t: &str| t.lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>();
+        let (got, want) = (squeezed(&text), squeezed(expected));
+        assert_eq!(got.len(), want.len(), "{text}");
+        for (line, (got, want)) in got.iter().zip(&want).enumerate() {
+            // Bars: the same words, and a bar on each line.
+            let words = |l: &str| l.replace('█', "").split_whitespace().collect::<Vec<_>>().join(" ");
+            assert_eq!(words(got), words(want), "line {line} of\n{text}");
+            assert_eq!(got.contains('█'), want.contains('█'), "line {line} of\n{text}");
+        }
+        let filled = text.matches('█').count();
+        assert!((BAR_WIDTH..=BAR_WIDTH + 8).contains(&filled), "the parts fill the bar once: {filled}\n{text}");
+    }
+
+    #[test]
+    fn a_failure_gives_its_four_answers() {
+        let text = plain().render(&Event::Report((&examples::refused()).into()));
+        assert_eq!(
+            text,
+            "not moved: the guest runs on here\n  side:   source\n  step:   connect\n  \
+             cause:  connection refused\n  remedy: start mig-recv there first\n"
+        );
+    }
+
+    #[test]
+    fn a_peer_cannot_steer_the_terminal() {
+        let failure = Failure::new("source", "handshake", "peer said \x1b[2J\x07", "");
+        let text = plain().render(&Event::Error(failure));
+        assert!(!text.contains(['\x1b', '\x07']), "{text:?}");
+        assert!(!text.contains("remedy"), "an empty remedy is not shown");
+    }
+
+    #[test]
+    fn only_a_terminal_gets_escapes_and_a_moving_line() {
+        let copying = Event::Copying { round: 0, sent_pages: 1, total_pages: 2 };
+        assert_eq!(plain().render(&copying), "");
+        let mut terminal = Renderer::new(true, true);
+        assert!(terminal.render(&copying).ends_with(" 50 %"));
+        let paused = terminal.render(&Event::Paused);
+        assert!(paused.starts_with("\r\x1b[2K"), "the moving line is cleared: {paused:?}");
+        assert!(!terminal.render(&Event::Paused).starts_with('\r'), "once");
+        assert!(!plain().render(&Event::Report((&examples::moved()).into())).contains('\x1b'));
+        let empty = Event::Copying { round: 0, sent_pages: 0, total_pages: 0 };
+        assert_eq!(terminal.render(&empty), "", "a round without pages has no bar");
+    }
+}

@@ -65,6 +65,13 @@ pub enum Event {
     InDoubt(Failure),
     /// Something else failed.
     Error(Failure),
+    /// Somebody who is no source spoke to a receiver, which listens on.
+    TurnedAway {
+        /// Who.
+        peer: String,
+        /// Why.
+        cause: String,
+    },
     /// What somebody should know.
     Note {
         /// The words.
@@ -210,6 +217,9 @@ pub struct Report {
 impl From<&Progress> for Event {
     fn from(progress: &Progress) -> Self {
         match progress {
+            Progress::TurnedAway { peer, cause } => {
+                Self::TurnedAway { peer: peer.clone(), cause: cause.clone() }
+            }
             Progress::Connected { version, channels } => {
                 Self::Connected { version: *version, channels: *channels }
             }
@@ -471,6 +481,7 @@ mod tests {
             Event::NotReceived(Failure::new("a", "b", "c", "d")),
             Event::InDoubt(Failure::new("a", "b", "c", "d")),
             Event::Error(Failure::new("a", "b", "c", "d")),
+            Event::TurnedAway { peer: "p".into(), cause: "c".into() },
             Event::Note { text: "t".into() },
             Event::Ended { reason: "moved".into() },
         ];

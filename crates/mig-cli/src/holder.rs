@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mig::{Address, Cancel, Observer, SourceOptions};
 
-use crate::control::{Check, Screen, Status};
+use crate::control::{Answer, Check, Commands, Request, Screen, Status};
 use crate::event::{Event, Report};
 use crate::failure::{Failure, chain};
 use crate::machine::{GuestEnd, Held, Machine, Moving, View};
@@ -166,11 +166,9 @@ impl<M: Machine> Holder<M> {
                     self.changed.notify_all();
                     Ok(())
                 }
-                Err(e) => {
-                    let failure = self.failed("resume", &*e);
-                    let reason = format!("the guest could not be resumed: {}", failure.cause);
-                    self.end(inner, End::Guest(GuestEnd { reason, good: false }));
-                    Err(failure)
+                Err((held, e)) => {
+                    inner.state = State::InDoubt(held);
+                    Err(self.failed("resume", &*e))
                 }
             },
             other => {
@@ -187,13 +185,11 @@ impl<M: Machine> Holder<M> {
     /// Something is wrong there, or the guest cannot be checked.
     pub fn check(&self) -> Result<Check, Failure> {
         let mut inner = self.lock();
-        let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else {
-            return Err(self.wrong_state("check", inner.state.name()));
-        };
-        // The name decides rather than a copy of the state: the machine stays where it is.
-        let view = machine.view();
         let was_running = matches!(inner.state, State::Running(_));
-        let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else { unreachable!() };
+        let name = inner.state.name();
+        let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else {
+            return Err(self.wrong_state("check", name));
+        };
         if was_running {
             machine.pause().map_err(|e| self.failed("pause", &*e))?;
         }
@@ -202,7 +198,7 @@ impl<M: Machine> Holder<M> {
             machine.resume().map_err(|e| self.failed("resume", &*e))?;
         }
         match checked {
-            Ok(found) => Ok(Check { found, heartbeats: view.heartbeats() }),
+            Ok(found) => Ok(Check { found, heartbeats: machine.view().heartbeats() }),
             Err(cause) => Err(self.failure("check", cause, "")),
         }
     }
@@ -300,9 +296,9 @@ impl<M: Machine> Holder<M> {
             Moving::InDoubt { held, report } => (report, State::InDoubt(held)),
         };
         let report = Report::from(&report);
-        tell(Event::Report(report.clone()));
         let moved = matches!(next, State::Ended(_));
         self.settle(next);
+        tell(Event::Report(report.clone()));
         if moved {
             return Ok(report);
         }
@@ -339,11 +335,6 @@ impl<M: Machine> Holder<M> {
             }
             _ => None,
         }
-    }
-
-    /// Lets a guest that is on its way in be looked at.
-    pub fn expect(&self, view: Arc<dyn View>) {
-        self.lock().view = Some(view);
     }
 
     /// Takes over a guest that was received and runs.
@@ -503,6 +494,28 @@ impl<M> State<M> {
     /// Takes the state out for a moment; the caller, who has the lock, puts one back.
     fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Ended(End::Quit { in_doubt: false }))
+    }
+}
+
+impl<M: Machine> Commands for Holder<M> {
+    fn answer(&self, request: &Request, watch: &(dyn Fn(&Event) + Sync)) -> Answer {
+        let done = |result: Result<(), Failure>| result.map(|()| Answer::ok(&()));
+        let answered = match request {
+            Request::Status => Ok(Answer::ok(&self.status())),
+            Request::Screen => self.screen().map(|screen| Answer::ok(&screen)),
+            Request::Check => self.check().map(|check| Answer::ok(&check)),
+            Request::Cancel => done(self.cancel()),
+            Request::Pause => done(self.pause()),
+            Request::Resume => done(self.resume()),
+            Request::Quit => done(self.quit()),
+            Request::Migrate(migrate) => migrate.options().map(|(to, options)| {
+                match self.migrate(&to, &options, watch) {
+                    Ok(report) => Answer::ok(&()).with_report(Some(&report)),
+                    Err(NotMoved { failure, report }) => Answer::error(&failure).with_report(report.as_ref()),
+                }
+            }),
+        };
+        answered.unwrap_or_else(|failure| Answer::error(&failure))
     }
 }
 

@@ -90,8 +90,8 @@ pub trait Held<M>: Send {
     /// The operator's word that nobody else runs it: runs it here.
     ///
     /// # Errors
-    /// It could not be resumed, and is lost.
-    fn resume(self: Box<Self>) -> Result<M, BoxError>;
+    /// It could not be resumed; it is held on.
+    fn resume(self: Box<Self>) -> Result<M, (Box<dyn Held<M>>, BoxError)>;
 }
 
 /// How a receive ended.

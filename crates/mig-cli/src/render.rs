@@ -71,6 +71,10 @@ impl Renderer {
             Event::NotReceived(failure) => {
                 self.failure("no guest was received", failure, Style::Yellow) + "listening on\n"
             }
+            Event::TurnedAway { peer, cause } => {
+                let (peer, cause) = (printable(peer), printable(cause));
+                format!("{}: {cause}; listening on\n", self.paint(Style::Yellow, &format!("turned {peer} away")))
+            }
             Event::InDoubt(failure) => {
                 self.failure("in doubt: the guest may run on the other side", failure, Style::Red)
                     + "it is held here, paused: 'resume' on the control socket runs it (only if it certainly does \

@@ -1,0 +1,77 @@
+//! `mig-send --vm`: tells the holder of a running guest to move it, and shows how that goes.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::control::{Answer, Client, Finished, Migrate, Request};
+use crate::event::{Event, Report};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::signals::{Signal, on_signal};
+
+/// Asks the holder at `path`, and waits for the end.
+///
+/// # Errors
+/// There is no holder: nothing was begun.
+pub fn run(path: &Path, migrate: &Migrate, output: &Output) -> Result<Exit, Failure> {
+    let mut client = Client::connect(path)?;
+    cancel_on_interrupt(path.to_owned(), output.clone());
+    let finished = client.ask(&Request::Migrate(migrate.clone()), |event| output.tell(event));
+    Ok(match finished {
+        Finished::Answered(answer) => conclude(&answer, output),
+        Finished::Lost(failure) => {
+            output.tell(Event::Error(failure));
+            Exit::InDoubt
+        }
+    })
+}
+
+/// The exit code for an answer; tells what no event has told.
+fn conclude(answer: &Answer, output: &Output) -> Exit {
+    let report: Option<Report> = answer.member("report");
+    match report.as_ref().map(|r| r.outcome.as_str()) {
+        Some("moved") => Exit::Done,
+        Some("in-doubt") => Exit::InDoubt,
+        Some(_) => Exit::Failed,
+        None => {
+            let unnamed = || Failure::new("source", "control", "the holder gave no reason", "");
+            output.tell(Event::Error(answer.member("error").unwrap_or_else(unnamed)));
+            Exit::Failed
+        }
+    }
+}
+
+fn cancel_on_interrupt(path: PathBuf, output: Output) {
+    let asked = AtomicBool::new(false);
+    on_signal(move |signal| {
+        if signal == Signal::Terminate || asked.swap(true, Ordering::SeqCst) {
+            // The migration is the holder's, and goes on without somebody who watches.
+            std::process::exit(Exit::InDoubt as i32);
+        }
+        output.note("cancelling the migration; Ctrl-C again leaves it to the holder");
+        if let Ok(mut client) = Client::connect(&path) {
+            client.ask(&Request::Cancel, |_| {});
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::examples;
+
+    #[test]
+    fn the_exit_code_says_where_the_guest_is() {
+        let output = Output::sink(|_| {});
+        let code = |outcome: &str| {
+            let report = Report { outcome: outcome.into(), ..(&examples::moved()).into() };
+            conclude(&Answer::ok(&()).with_report(Some(&report)), &output)
+        };
+        assert_eq!(code("moved"), Exit::Done);
+        assert_eq!(code("still-here"), Exit::Failed);
+        assert_eq!(code("in-doubt"), Exit::InDoubt);
+        let refused = Answer::error(&Failure::new("source", "control", "the guest is paused", "resume it"));
+        assert_eq!(conclude(&refused, &output), Exit::Failed);
+    }
+}

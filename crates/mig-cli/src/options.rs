@@ -1,0 +1,242 @@
+//! The options of both programs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Parser};
+use mig::Address;
+
+use crate::control::Migrate;
+use crate::failure::Failure;
+use crate::units::{parse_duration, parse_size};
+use crate::vmm::ConsoleTo;
+
+const GUESTS: &str = "\
+Guests:
+  idle[:fill=none|random]      halts between timer ticks; random fills memory with incompressible data
+  dirtier[:rate=100MiB,working-set=256MiB,pattern=sequential|random|hot]
+                               dirties pages at a rate (bytes a second), stamps and checks each
+  state                        puts known values into registers and devices, and checks them for ever
+  clock                        watches time stamps and timer ticks go forward";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  the guest moved
+  1  the migration failed; the guest went on here until it was ended
+  2  nothing was started: an option, or what it names, is at fault
+  3  in doubt: it is not known whether the guest runs on the destination";
+
+const SEND_EXAMPLES: &str = "\
+Examples:
+  mig-send --demo
+  mig-send --to tcp:host.example:4444 --guest dirtier:rate=50MiB --memory 1GiB --cpus 2 --verify
+  mig-send --to tcp:[::1]:4444 --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0'
+  mig-send --vm unix:/run/guest.sock --to tcp:host.example:4444";
+
+const RECV_EXAMPLES: &str = "\
+Examples:
+  mig-recv --listen tcp:0.0.0.0:4444
+  mig-recv --listen tcp:[::]:0 --control unix:/run/guest.sock --console console.log --json
+
+Exit codes:
+  0  the guest ended well, moved on, or the program was told to end
+  1  the guest ended badly
+  2  nothing was started: an option, or what it names, is at fault
+  3  in doubt: a complete copy was dropped although it may have been the last one";
+
+/// Run a guest and move it, while it runs, to a mig-recv.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
+#[command(group(ArgGroup::new("what").required(true).args(["guest", "kernel", "vm", "demo", "demo_receiver"])))]
+pub struct SendOptions {
+    /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets
+    #[arg(long, value_name = "ADDR", required_unless_present_any = ["demo", "demo_receiver"])]
+    #[arg(conflicts_with = "demo")]
+    pub to: Option<Address>,
+    /// Run a built-in guest (see below)
+    #[arg(long, value_name = "NAME[:key=value,...]")]
+    pub guest: Option<mig_vmm::workload::Guest>,
+    /// Run a kernel: ELF with a PVH entry, or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    pub cmdline: Option<String>,
+    /// Tell the holder of a running guest to move it: the --control path of a mig-send or mig-recv
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
+    #[arg(conflicts_with_all = ["memory", "cpus", "after", "control", "console"])]
+    pub vm: Option<PathBuf>,
+    /// Start a receiver on this machine and show one live migration of a guest that dirties memory
+    #[arg(long, conflicts_with_all = ["memory", "cpus", "after", "control", "console"])]
+    pub demo: bool,
+    /// The demo's receiver
+    #[arg(long, hide = true, value_name = "PATH", conflicts_with = "to")]
+    pub demo_receiver: Option<PathBuf>,
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
+    pub memory: u64,
+    /// The guest's vCPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub cpus: u8,
+    /// How long the guest runs before it moves
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
+    pub after: Duration,
+    /// The longest pause that is accepted [default: 300ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub downtime: Option<Duration>,
+    /// The most rounds before the pause [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rounds: Option<u32>,
+    /// Connections that carry pages, 1 to 64 [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub channels: Option<u16>,
+    /// Compare digests of all memory on both sides before the guest is handed over
+    #[arg(long)]
+    pub verify: bool,
+    /// Where the guest's holder is controlled [default: a socket in XDG_RUNTIME_DIR or the temporary directory]
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
+    pub control: Option<PathBuf>,
+    /// The guest's serial output: a file, stdio or none [default: none, stdio for a kernel without --json]
+    #[arg(long, value_name = "FILE|stdio|none")]
+    pub console: Option<ConsoleTo>,
+    /// Print events as JSON, an object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Receive a running guest from a mig-send, and run it.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "mig-recv", version, after_help = RECV_EXAMPLES)]
+pub struct RecvOptions {
+    /// Where to listen: tcp:HOST:PORT, an IPv6 address in brackets; port 0 takes a free one and prints it
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Address,
+    /// Where the guest's holder is controlled [default: a socket in XDG_RUNTIME_DIR or the temporary directory]
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
+    pub control: Option<PathBuf>,
+    /// The guest's serial output: a file, stdio or none [default: stdio; none with --json]
+    #[arg(long, value_name = "FILE|stdio|none")]
+    pub console: Option<ConsoleTo>,
+    /// Refuse guests with more memory than this
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_memory: Option<u64>,
+    /// Print events as JSON, an object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl SendOptions {
+    /// The migration that is asked for, as a holder is told it.
+    pub fn migrate(&self, to: &Address) -> Migrate {
+        Migrate {
+            to: to.to_string(),
+            downtime_ms: self.downtime.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            max_rounds: self.max_rounds,
+            channels: self.channels,
+            verify: Some(self.verify),
+            progress: true,
+        }
+    }
+}
+
+fn parse_unix(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => Err(format!("'{text}' is no socket; write unix:PATH")),
+    }
+}
+
+/// Where a holder is controlled that was not told.
+pub fn default_control(program: &str) -> PathBuf {
+    let directory = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|d| d.is_absolute() && d.is_dir())
+        .unwrap_or_else(std::env::temp_dir);
+    directory.join(format!("{program}-{}.sock", std::process::id()))
+}
+
+/// What is wrong with the options; none if the text asked for (`--help`) is all there is.
+pub fn usage_failure(program: &str, error: &clap::Error) -> Option<Failure> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return None;
+    }
+    let text = error.to_string();
+    let cause: Vec<&str> = text
+        .lines()
+        .take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"))
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    let cause = cause.join(" ");
+    let side = if program == "mig-recv" { "destination" } else { "source" };
+    let remedy = format!("see {program} --help");
+    Some(Failure::new(side, "options", cause.strip_prefix("error: ").unwrap_or(&cause), remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(line: &str) -> Result<SendOptions, clap::Error> {
+        SendOptions::try_parse_from(std::iter::once("mig-send").chain(line.split_whitespace()))
+    }
+
+    fn recv(line: &str) -> Result<RecvOptions, clap::Error> {
+        RecvOptions::try_parse_from(std::iter::once("mig-recv").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_documented_lines_are_understood() {
+        let options = send("--to tcp:[::1]:4 --guest dirtier:rate=20MiB --memory 512MiB --cpus 4 --after 500ms \
+                            --downtime 10ms --max-rounds 3 --channels 8 --verify --control unix:/x --json")
+            .unwrap();
+        assert_eq!((options.memory, options.cpus, options.after), (512 << 20, 4, Duration::from_millis(500)));
+        let migrate = options.migrate(options.to.as_ref().unwrap());
+        assert_eq!((migrate.downtime_ms, migrate.max_rounds, migrate.channels), (Some(10), Some(3), Some(8)));
+        assert_eq!((migrate.to.as_str(), migrate.verify), ("tcp:[::1]:4", Some(true)));
+        assert_eq!(options.control, Some("/x".into()));
+        assert!(send("--to tcp:h:1 --kernel vmlinux --initrd i --cmdline quiet").is_ok());
+        assert!(send("--vm unix:/x --to tcp:h:1 --verify").is_ok());
+        assert!(send("--demo").is_ok());
+        assert!(recv("--listen tcp:0.0.0.0:0 --control unix:/x --console none --max-memory 1GiB --json").is_ok());
+    }
+
+    #[test]
+    fn what_is_not_given_has_the_documented_default() {
+        let options = send("--to tcp:h:1 --guest idle").unwrap();
+        assert_eq!((options.memory, options.cpus, options.after), (1 << 30, 2, Duration::from_secs(2)));
+        let (_, engine) = options.migrate(options.to.as_ref().unwrap()).options().unwrap();
+        assert_eq!(engine.policy, mig::policy::Policy::default());
+        assert_eq!((engine.channels, engine.verify), (2, false));
+        let help = <SendOptions as clap::CommandFactory>::command().render_long_help().to_string();
+        for word in ["300ms", "default: 30", "default: 2]", "dirtier", "in doubt", "unix:PATH", "1GiB"] {
+            assert!(help.contains(word), "{word} is in\n{help}");
+        }
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_refused_with_side_step_cause_and_remedy() {
+        let lines = [
+            "", "--to tcp:h:1", "--guest idle", "--guest idle --to nowhere", "--guest nosuch --to tcp:h:1",
+            "--guest idle --kernel k --to tcp:h:1", "--guest idle --to tcp:h:1 --cpus 0",
+            "--guest idle --to tcp:h:1 --cpus 33", "--guest idle --to tcp:h:1 --channels 65",
+            "--guest idle --to tcp:h:1 --memory big", "--guest idle --to tcp:h:1 --after 5",
+            "--guest idle --to tcp:h:1 --initrd i", "--vm /x --to tcp:h:1", "--vm unix:/x --to tcp:h:1 --cpus 3",
+            "--demo --to tcp:h:1", "--guest idle --to tcp:h:1 --max-rounds 0",
+        ];
+        for line in lines {
+            let failure = usage_failure("mig-send", &send(line).expect_err(line)).unwrap();
+            for answer in [&failure.side, &failure.step, &failure.cause, &failure.remedy] {
+                assert!(!answer.is_empty(), "{line}: {failure:?}");
+            }
+            assert!(!failure.cause.contains('\n') && !failure.cause.starts_with("error"), "{failure:?}");
+        }
+        let failure = usage_failure("mig-send", &send("--guest idle --to udp:h:1").unwrap_err()).unwrap();
+        assert!(failure.cause.contains("udp"), "{failure:?}");
+        assert!(usage_failure("mig-send", &send("--help").unwrap_err()).is_none());
+    }
+}

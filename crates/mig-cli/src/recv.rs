@@ -1,0 +1,127 @@
+//! `mig-recv`: waits for a guest, runs it, and holds it until it ends or moves on.
+
+use std::sync::Arc;
+
+use mig::{Listener, observe::Progress};
+use mig_vmm::{Console, Machine, Receiver};
+
+use crate::control::Server;
+use crate::event::{Event, Received, Running};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::hold::{attend, control_path, see_off};
+use crate::holder::{End, Holder};
+use crate::machine::Arrival;
+use crate::options::RecvOptions;
+use crate::output::{Output, Stream};
+use crate::send::stdout_is_taken;
+use crate::vmm::{ConsoleTo, receive};
+
+const SIDE: &str = "destination";
+
+/// Does what the options say.
+pub fn run(options: &RecvOptions) -> Exit {
+    let default = if options.json { ConsoleTo::None } else { ConsoleTo::Stdio };
+    let console = options.console.clone().unwrap_or(default);
+    let output = match (options.json, &console) {
+        (true, _) => Output::json(),
+        (false, ConsoleTo::Stdio) => Output::human(Stream::Stderr),
+        (false, _) => Output::human(Stream::Stdout),
+    };
+    let exit = run_with(options, &console, &output).unwrap_or_else(|failure| {
+        output.tell(Event::Error(failure));
+        Exit::Usage
+    });
+    output.flush();
+    exit
+}
+
+/// The same, with a voice of the caller's.
+///
+/// # Errors
+/// Nothing was begun.
+pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Output) -> Result<Exit, Failure> {
+    if options.json && *console == ConsoleTo::Stdio {
+        return Err(stdout_is_taken(SIDE));
+    }
+    kvm_can_be_opened()?;
+    // Opened once to find out, and again for each guest that arrives.
+    drop(console.open(SIDE)?);
+    let listener = Listener::bind(&options.listen).map_err(|fault| Failure {
+        step: "listen".into(),
+        ..Failure::from(fault)
+    })?;
+    let mut server = Server::bind(&control_path(&options.control, "mig-recv"))?;
+    let console = console.clone();
+    let mut receiver = Receiver::new(move || console.open(SIDE).unwrap_or_else(|_| Console::none()));
+    if let Some(bytes) = options.max_memory {
+        receiver = receiver.max_memory_bytes(bytes);
+    }
+    let holder: Arc<Holder<Machine>> = Holder::receiving(output.clone(), SIDE);
+    attend(&holder, &mut server);
+    output.tell(Event::Listening { addr: listener.address().to_string() });
+    receive_one(&holder, &listener, &mut receiver, output);
+    // A second guest would have no place here.
+    drop(listener);
+    Ok(match see_off(&holder, server) {
+        End::Moved | End::Quit { in_doubt: false } => Exit::Done,
+        End::Guest(end) => {
+            if end.good {
+                Exit::Done
+            } else {
+                Exit::Failed
+            }
+        }
+        End::Quit { in_doubt: true } => Exit::InDoubt,
+    })
+}
+
+/// Receives until a guest is here, or the holder is told to quit.
+fn receive_one(holder: &Holder<Machine>, listener: &Listener, receiver: &mut Receiver, output: &Output) {
+    while let Some(cancel) = holder.begin_receive() {
+        let observer = |progress: &Progress| {
+            // `running` is told with what was received, when the guest can be controlled.
+            if !matches!(progress, Progress::Running) {
+                output.tell(progress.into());
+            }
+        };
+        match receive(listener, receiver, &cancel, &Watching(&observer)) {
+            Arrival::Running { machine, report } => {
+                holder.received(machine);
+                output.tell(Event::Running(Running { received: Some(Received::from(&report)) }));
+                return;
+            }
+            Arrival::InDoubt { held, fault } => {
+                holder.received_in_doubt(held);
+                output.tell(Event::InDoubt(fault.into()));
+                return;
+            }
+            Arrival::NotReceived(fault) => {
+                if holder.begin_receive().is_some() {
+                    output.tell(Event::NotReceived(fault.into()));
+                }
+            }
+        }
+    }
+}
+
+/// An observer that is a closure.
+struct Watching<'a>(&'a (dyn Fn(&Progress) + Sync));
+
+impl mig::Observer for Watching<'_> {
+    fn progress(&self, progress: &Progress) {
+        (self.0)(progress);
+    }
+}
+
+/// Finds out now rather than when a guest is on its way.
+fn kvm_can_be_opened() -> Result<(), Failure> {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    opened.map(drop).map_err(|e| {
+        let remedy = match e.kind() {
+            std::io::ErrorKind::PermissionDenied => "join the group kvm, or ask for access to /dev/kvm",
+            _ => "load the kvm module, or enable virtualisation in the firmware",
+        };
+        Failure::new(SIDE, "start", format!("/dev/kvm cannot be opened: {e}"), remedy).local()
+    })
+}

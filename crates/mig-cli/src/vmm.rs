@@ -1,0 +1,194 @@
+//! mig-vmm's machines, as a holder needs them.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mig::{Address, BoxError, Cancel, Listener, Observer, Outcome, SourceOptions, SourceVm};
+use mig_vmm::{BootError, Console, IncomingMachine, Machine, Monitor, Receiver, VmmError};
+
+use crate::failure::{Failure, chain};
+use crate::machine::{Arrival, GuestEnd, Held, Machine as HeldMachine, Moving, View};
+
+/// Where a guest's serial output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConsoleTo {
+    /// Nowhere.
+    None,
+    /// Standard output.
+    Stdio,
+    /// A file, which is created or appended to.
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleTo {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "none" => Self::None,
+            "stdio" => Self::Stdio,
+            file => Self::File(file.into()),
+        })
+    }
+}
+
+impl ConsoleTo {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn open(&self, side: &str) -> Result<Console, Failure> {
+        match self {
+            Self::None => Ok(Console::none()),
+            Self::Stdio => Ok(Console::stdout()),
+            Self::File(path) => {
+                let file = File::options().create(true).append(true).open(path).map_err(|e| {
+                    Failure::new(
+                        side,
+                        "start",
+                        format!("cannot write the console to {}: {e}", path.display()),
+                        "give --console a file that can be written, stdio or none",
+                    )
+                })?;
+                Ok(Console::to(file))
+            }
+        }
+    }
+}
+
+/// What is wrong when a machine cannot be started.
+pub fn start_failure(side: &str, error: &VmmError) -> Failure {
+    let remedy = match error {
+        VmmError::NoKvm(_) => "load the kvm module, or enable virtualisation in the firmware",
+        VmmError::KvmDenied(_) => "join the group kvm, or ask for access to /dev/kvm",
+        VmmError::MemorySize { .. } => "choose another --memory",
+        VmmError::Vcpus { .. } => "choose another --cpus",
+        VmmError::Memory(_) => "give the guest less --memory, or free some",
+        VmmError::Boot(BootError::Read { .. }) => "check the file's path and permissions",
+        VmmError::Boot(BootError::NotAKernel { .. }) => {
+            "give --kernel an ELF kernel with a PVH entry (vmlinux with CONFIG_PVH) or a bzImage"
+        }
+        VmmError::Boot(BootError::CmdlineTooLong { .. } | BootError::CmdlineZero) => "change --cmdline",
+        VmmError::Boot(_) => "give the guest more --memory, or choose another guest",
+        _ => "see the cause",
+    };
+    let failure = Failure::new(side, "start", chain(error), remedy);
+    match error {
+        VmmError::Boot(_) | VmmError::MemorySize { .. } | VmmError::Vcpus { .. } => failure,
+        _ => failure.local(),
+    }
+}
+
+impl View for Monitor {
+    fn heartbeats(&self) -> u64 {
+        self.heartbeats()
+    }
+
+    fn vcpus(&self) -> u32 {
+        self.vcpus().into()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory_bytes()
+    }
+
+    fn screen(&self) -> Vec<String> {
+        self.screen().to_vec()
+    }
+
+    fn wait_end(&self, timeout: Duration) -> Option<GuestEnd> {
+        use mig_vmm::End;
+        self.wait_end(timeout).map(|end| GuestEnd {
+            reason: end.to_string(),
+            good: matches!(end, End::Exit(0) | End::Reset | End::Shutdown),
+        })
+    }
+}
+
+impl HeldMachine for Machine {
+    fn view(&self) -> Arc<dyn View> {
+        Arc::new(self.monitor())
+    }
+
+    fn pause(&mut self) -> Result<(), BoxError> {
+        Ok(Machine::pause(self)?)
+    }
+
+    fn resume(&mut self) -> Result<(), BoxError> {
+        Ok(self.run()?)
+    }
+
+    fn check(&mut self) -> Result<String, String> {
+        match self.verify() {
+            Ok(Some(verified)) => Ok(verified.to_string()),
+            Ok(None) => Err("only built-in guests can be checked from outside".into()),
+            Err(e) => Err(chain(&e)),
+        }
+    }
+
+    fn migrate(
+        self,
+        to: &Address,
+        options: &SourceOptions,
+        cancel: &Cancel,
+        observer: &dyn Observer,
+    ) -> Moving<Self> {
+        match mig::migrate(self, to, options, cancel, observer) {
+            Outcome::Moved(report) => Moving::Moved(report),
+            Outcome::StillHere { vm, report } => Moving::StillHere { machine: vm, report },
+            Outcome::InDoubt(doubt) => {
+                let report = doubt.report().clone();
+                Moving::InDoubt { held: Box::new(doubt), report }
+            }
+        }
+    }
+
+    fn end(self) {
+        Machine::end(self);
+    }
+}
+
+impl<V: SourceVm + 'static> Held<V> for mig::InDoubt<V> {
+    fn resume(self: Box<Self>) -> Result<V, (Box<dyn Held<V>>, BoxError)> {
+        mig::InDoubt::resume(*self).map_err(|failed| {
+            let (doubt, error) = *failed;
+            (Box::new(doubt) as Box<dyn Held<V>>, error)
+        })
+    }
+}
+
+impl Held<Machine> for mig::HeldCopy<IncomingMachine> {
+    fn resume(self: Box<Self>) -> Result<Machine, (Box<dyn Held<Machine>>, BoxError)> {
+        match mig::HeldCopy::resume(*self) {
+            Ok(arrived) => Ok(into_machine(arrived)),
+            Err(failed) => {
+                let (copy, error) = *failed;
+                Err((Box::new(copy), error))
+            }
+        }
+    }
+}
+
+/// Receives a guest.
+pub fn receive(
+    listener: &Listener,
+    receiver: &mut Receiver,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Arrival<Machine> {
+    match mig::receive(listener, receiver, cancel, observer) {
+        mig::Received::Running { vm, report } => Arrival::Running { machine: into_machine(vm), report },
+        mig::Received::NotReceived(fault) => Arrival::NotReceived(fault),
+        mig::Received::InDoubt(copy) => {
+            let fault = copy.fault().clone();
+            Arrival::InDoubt { held: Box::new(copy), fault }
+        }
+    }
+}
+
+fn into_machine(arrived: IncomingMachine) -> Machine {
+    arrived.into_machine().expect("the engine resumes a guest only after restoring it")
+}

@@ -58,7 +58,7 @@ pub enum Event {
     /// The source lets its guest run on.
     Resumed,
     /// A migration has ended.
-    Report(Report),
+    Report(Box<Report>),
     /// A receive failed; the receiver listens on.
     NotReceived(Failure),
     /// It is not known whether the guest runs on the other side; it is held, paused, on this one.
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_report_has_the_documented_members() {
-        let event = Event::Report((&examples::moved()).into());
+        let event = Event::Report(Box::new((&examples::moved()).into()));
         assert_eq!(
             to_json(&event),
             json!({
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_report_of_a_failure_has_nulls_and_the_fault() {
-        let report = to_json(&Event::Report((&examples::refused()).into()));
+        let report = to_json(&Event::Report(Box::new((&examples::refused()).into())));
         assert_eq!(report["outcome"], "still-here");
         for null in ["stop_reason", "downtime_ms", "downtime", "predicted_downtime_ms", "guest_gap_ms"] {
             assert_eq!(report.get(null), Some(&Value::Null), "{null}");
@@ -477,7 +477,7 @@ mod tests {
             Event::Running(Running::default()),
             Event::Running(Running { received: Some(received) }),
             Event::Resumed,
-            Event::Report((&examples::refused()).into()),
+            Event::Report(Box::new((&examples::refused()).into())),
             Event::NotReceived(Failure::new("a", "b", "c", "d")),
             Event::InDoubt(Failure::new("a", "b", "c", "d")),
             Event::Error(Failure::new("a", "b", "c", "d")),

@@ -4,6 +4,7 @@
 //! that is in doubt is never ended or resumed but on an operator's word given after the doubt was known.
 //! `Ended` is final.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,16 @@ use crate::output::Output;
 /// How often a guest's own end is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a command waits for a guest that runs here already but is not yet in the holder's hands.
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Holds a guest, or waits for one.
 pub struct Holder<M> {
     inner: Mutex<Inner<M>>,
     changed: Condvar,
+    /// A guest has been committed to this side, and is about to be in the holder's hands. Set from within
+    /// calls that are made with the lock held.
+    arriving: AtomicBool,
     output: Output,
     /// `source` for the program that started the guest, `destination` for one that receives it.
     side: &'static str,
@@ -74,7 +81,7 @@ pub struct NotMoved {
     /// Why.
     pub failure: Failure,
     /// How it went, where it began.
-    pub report: Option<Report>,
+    pub report: Option<Box<Report>>,
 }
 
 impl<M: Machine> Holder<M> {
@@ -89,14 +96,15 @@ impl<M: Machine> Holder<M> {
         Self::new(State::Receiving(Cancel::new()), None, output, side)
     }
 
-    fn new(
-        state: State<M>,
-        view: Option<Arc<dyn View>>,
-        output: Output,
-        side: &'static str,
-    ) -> Arc<Self> {
+    fn new(state: State<M>, view: Option<Arc<dyn View>>, output: Output, side: &'static str) -> Arc<Self> {
         let inner = Inner { state, view, quit_asked: false, warned: false };
-        Arc::new(Self { inner: Mutex::new(inner), changed: Condvar::new(), output, side })
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            arriving: AtomicBool::new(false),
+            output,
+            side,
+        })
     }
 
     /// Its voice.
@@ -106,7 +114,7 @@ impl<M: Machine> Holder<M> {
 
     /// What it holds, and how that is.
     pub fn status(&self) -> Status {
-        let inner = self.lock();
+        let inner = self.lock_for_command();
         Status {
             state: inner.state.name().into(),
             heartbeats: inner.view.as_ref().map_or(0, |v| v.heartbeats()),
@@ -120,7 +128,11 @@ impl<M: Machine> Holder<M> {
     /// # Errors
     /// There is no guest yet.
     pub fn screen(&self) -> Result<Screen, Failure> {
-        let view = self.lock().view.clone().ok_or_else(|| self.wrong_state("show a screen", "receiving"))?;
+        let view = self
+            .lock_for_command()
+            .view
+            .clone()
+            .ok_or_else(|| self.wrong_state("show a screen", "receiving"))?;
         Ok(Screen { screen: view.screen() })
     }
 
@@ -129,12 +141,11 @@ impl<M: Machine> Holder<M> {
     /// # Errors
     /// It does not run, or could not be paused.
     pub fn pause(&self) -> Result<(), Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_for_command();
         match inner.state.take() {
             State::Running(mut machine) => {
                 let paused = machine.pause().map_err(|e| self.failed("pause", &*e));
-                inner.state =
-                    if paused.is_ok() { State::Paused(machine) } else { State::Running(machine) };
+                inner.state = if paused.is_ok() { State::Paused(machine) } else { State::Running(machine) };
                 paused
             }
             other => {
@@ -150,12 +161,11 @@ impl<M: Machine> Holder<M> {
     /// # Errors
     /// It is not paused, or could not be resumed.
     pub fn resume(&self) -> Result<(), Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_for_command();
         match inner.state.take() {
             State::Paused(mut machine) => {
                 let resumed = machine.resume().map_err(|e| self.failed("resume", &*e));
-                inner.state =
-                    if resumed.is_ok() { State::Running(machine) } else { State::Paused(machine) };
+                inner.state = if resumed.is_ok() { State::Running(machine) } else { State::Paused(machine) };
                 resumed
             }
             State::InDoubt(held) => match held.resume() {
@@ -184,7 +194,7 @@ impl<M: Machine> Holder<M> {
     /// # Errors
     /// Something is wrong there, or the guest cannot be checked.
     pub fn check(&self) -> Result<Check, Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_for_command();
         let was_running = matches!(inner.state, State::Running(_));
         let name = inner.state.name();
         let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else {
@@ -223,7 +233,7 @@ impl<M: Machine> Holder<M> {
     /// # Errors
     /// It has ended already.
     pub fn quit(&self) -> Result<(), Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_for_command();
         match inner.state.take() {
             State::Ended(end) => {
                 inner.state = State::Ended(end);
@@ -263,10 +273,10 @@ impl<M: Machine> Holder<M> {
         to: &Address,
         options: &SourceOptions,
         watch: &(dyn Fn(&Event) + Sync),
-    ) -> Result<Report, NotMoved> {
+    ) -> Result<Box<Report>, Box<NotMoved>> {
         let cancel = Cancel::new();
         let machine = {
-            let mut inner = self.lock();
+            let mut inner = self.lock_for_command();
             match inner.state.take() {
                 State::Running(machine) => {
                     inner.state = State::Migrating(cancel.clone());
@@ -275,7 +285,7 @@ impl<M: Machine> Holder<M> {
                 other => {
                     let failure = self.wrong_state("migrate", other.name());
                     inner.state = other;
-                    return Err(NotMoved { failure, report: None });
+                    return Err(Box::new(NotMoved { failure, report: None }));
                 }
             }
         };
@@ -288,14 +298,15 @@ impl<M: Machine> Holder<M> {
         let (report, next) = match moving {
             Moving::Moved(report) => (report, State::Ended(End::Moved)),
             Moving::StillHere { machine, report } => {
-                let stuck = report.fault.as_ref().is_some_and(|f| {
-                    f.side == mig::Side::Source && f.step == mig::Step::Resume
-                });
+                let stuck = report
+                    .fault
+                    .as_ref()
+                    .is_some_and(|f| f.side == mig::Side::Source && f.step == mig::Step::Resume);
                 (report, if stuck { State::Paused(machine) } else { State::Running(machine) })
             }
             Moving::InDoubt { held, report } => (report, State::InDoubt(held)),
         };
-        let report = Report::from(&report);
+        let report = Box::new(Report::from(&report));
         let moved = matches!(next, State::Ended(_));
         self.settle(next);
         tell(Event::Report(report.clone()));
@@ -303,7 +314,8 @@ impl<M: Machine> Holder<M> {
             return Ok(report);
         }
         let unnamed = || self.failure("migrate", "the migration ended without a reason", "");
-        Err(NotMoved { failure: report.fault.clone().unwrap_or_else(unnamed), report: Some(report) })
+        let failure = report.fault.clone().unwrap_or_else(unnamed);
+        Err(Box::new(NotMoved { failure, report: Some(report) }))
     }
 
     fn settle(&self, next: State<M>) {
@@ -337,6 +349,17 @@ impl<M: Machine> Holder<M> {
         }
     }
 
+    /// A guest has been committed to this side: commands wait for it from now on.
+    pub fn arriving(&self) {
+        self.arriving.store(true, Ordering::SeqCst);
+    }
+
+    /// What was arriving did not.
+    pub fn not_received(&self) {
+        self.arriving.store(false, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
     /// Takes over a guest that was received and runs.
     pub fn received(&self, machine: M) {
         let mut inner = self.lock();
@@ -355,7 +378,9 @@ impl<M: Machine> Holder<M> {
 
     /// Takes over a copy that is in doubt. It is kept even if the holder was told to quit meanwhile.
     pub fn received_in_doubt(&self, held: Box<dyn Held<M>>) {
-        self.lock().state = State::InDoubt(held);
+        let mut inner = self.lock();
+        inner.state = State::InDoubt(held);
+        drop(inner);
         self.changed.notify_all();
     }
 
@@ -451,6 +476,18 @@ impl<M: Machine> Holder<M> {
         self.changed.notify_all();
     }
 
+    /// As [`Holder::lock`], for commands: the source may know that its guest runs here before the receive
+    /// has come back.
+    fn lock_for_command(&self) -> MutexGuard<'_, Inner<M>> {
+        let waits = |inner: &mut Inner<M>| {
+            self.arriving.load(Ordering::SeqCst) && matches!(inner.state, State::Receiving(_))
+        };
+        self.changed
+            .wait_timeout_while(self.lock(), ARRIVAL_PATIENCE, waits)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner<M>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -508,12 +545,12 @@ impl<M: Machine> Commands for Holder<M> {
             Request::Pause => done(self.pause()),
             Request::Resume => done(self.resume()),
             Request::Quit => done(self.quit()),
-            Request::Migrate(migrate) => migrate.options().map(|(to, options)| {
-                match self.migrate(&to, &options, watch) {
+            Request::Migrate(migrate) => {
+                migrate.options().map(|(to, options)| match self.migrate(&to, &options, watch) {
                     Ok(report) => Answer::ok(&()).with_report(Some(&report)),
-                    Err(NotMoved { failure, report }) => Answer::error(&failure).with_report(report.as_ref()),
-                }
-            }),
+                    Err(e) => Answer::error(&e.failure).with_report(e.report.as_deref()),
+                })
+            }
         };
         answered.unwrap_or_else(|failure| Answer::error(&failure))
     }

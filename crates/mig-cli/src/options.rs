@@ -61,10 +61,10 @@ pub struct SendOptions {
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with_all = ["guest", "vm", "demo"])]
     pub initrd: Option<PathBuf>,
     /// The kernel's command line
-    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with_all = ["guest", "vm", "demo"])]
     pub cmdline: Option<String>,
     /// Tell the holder of a running guest to move it: the --control path of a mig-send or mig-recv
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
@@ -191,9 +191,11 @@ mod tests {
 
     #[test]
     fn the_documented_lines_are_understood() {
-        let options = send("--to tcp:[::1]:4 --guest dirtier:rate=20MiB --memory 512MiB --cpus 4 --after 500ms \
-                            --downtime 10ms --max-rounds 3 --channels 8 --verify --control unix:/x --json")
-            .unwrap();
+        let options = send(
+            "--to tcp:[::1]:4 --guest dirtier:rate=20MiB --memory 512MiB --cpus 4 --after 500ms \
+                            --downtime 10ms --max-rounds 3 --channels 8 --verify --control unix:/x --json",
+        )
+        .unwrap();
         assert_eq!((options.memory, options.cpus, options.after), (512 << 20, 4, Duration::from_millis(500)));
         let migrate = options.migrate(options.to.as_ref().unwrap());
         assert_eq!((migrate.downtime_ms, migrate.max_rounds, migrate.channels), (Some(10), Some(3), Some(8)));
@@ -202,7 +204,9 @@ mod tests {
         assert!(send("--to tcp:h:1 --kernel vmlinux --initrd i --cmdline quiet").is_ok());
         assert!(send("--vm unix:/x --to tcp:h:1 --verify").is_ok());
         assert!(send("--demo").is_ok());
-        assert!(recv("--listen tcp:0.0.0.0:0 --control unix:/x --console none --max-memory 1GiB --json").is_ok());
+        assert!(
+            recv("--listen tcp:0.0.0.0:0 --control unix:/x --console none --max-memory 1GiB --json").is_ok()
+        );
     }
 
     #[test]
@@ -221,12 +225,22 @@ mod tests {
     #[test]
     fn lines_that_make_no_sense_are_refused_with_side_step_cause_and_remedy() {
         let lines = [
-            "", "--to tcp:h:1", "--guest idle", "--guest idle --to nowhere", "--guest nosuch --to tcp:h:1",
-            "--guest idle --kernel k --to tcp:h:1", "--guest idle --to tcp:h:1 --cpus 0",
-            "--guest idle --to tcp:h:1 --cpus 33", "--guest idle --to tcp:h:1 --channels 65",
-            "--guest idle --to tcp:h:1 --memory big", "--guest idle --to tcp:h:1 --after 5",
-            "--guest idle --to tcp:h:1 --initrd i", "--vm /x --to tcp:h:1", "--vm unix:/x --to tcp:h:1 --cpus 3",
-            "--demo --to tcp:h:1", "--guest idle --to tcp:h:1 --max-rounds 0",
+            "",
+            "--to tcp:h:1",
+            "--guest idle",
+            "--guest idle --to nowhere",
+            "--guest nosuch --to tcp:h:1",
+            "--guest idle --kernel k --to tcp:h:1",
+            "--guest idle --to tcp:h:1 --cpus 0",
+            "--guest idle --to tcp:h:1 --cpus 33",
+            "--guest idle --to tcp:h:1 --channels 65",
+            "--guest idle --to tcp:h:1 --memory big",
+            "--guest idle --to tcp:h:1 --after 5",
+            "--guest idle --to tcp:h:1 --initrd i",
+            "--vm /x --to tcp:h:1",
+            "--vm unix:/x --to tcp:h:1 --cpus 3",
+            "--demo --to tcp:h:1",
+            "--guest idle --to tcp:h:1 --max-rounds 0",
         ];
         for line in lines {
             let failure = usage_failure("mig-send", &send(line).expect_err(line)).unwrap();

@@ -20,7 +20,7 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Message {
-    Tell(Event),
+    Tell(Box<Event>),
     Flush(Sender<()>),
 }
 
@@ -73,7 +73,7 @@ impl Output {
     /// Tells an event. Never waits.
     pub fn tell(&self, event: Event) {
         // The receiving thread lives as long as a sender does.
-        let _ = self.sender.send(Message::Tell(event));
+        let _ = self.sender.send(Message::Tell(Box::new(event)));
     }
 
     /// Tells something in words.

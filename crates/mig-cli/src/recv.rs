@@ -47,10 +47,8 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
     kvm_can_be_opened()?;
     // Opened once to find out, and again for each guest that arrives.
     drop(console.open(SIDE)?);
-    let listener = Listener::bind(&options.listen).map_err(|fault| Failure {
-        step: "listen".into(),
-        ..Failure::from(fault)
-    })?;
+    let listener = Listener::bind(&options.listen)
+        .map_err(|fault| Failure { step: "listen".into(), ..Failure::from(fault) })?;
     let mut server = Server::bind(&control_path(&options.control, "mig-recv"))?;
     let console = console.clone();
     let mut receiver = Receiver::new(move || console.open(SIDE).unwrap_or_else(|_| Console::none()));
@@ -77,15 +75,17 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
 }
 
 /// Receives until a guest is here, or the holder is told to quit.
-fn receive_one(holder: &Holder<Machine>, listener: &Listener, receiver: &mut Receiver, output: &Output) {
+fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mut Receiver, output: &Output) {
     while let Some(cancel) = holder.begin_receive() {
+        let waiting = Arc::clone(holder);
         let observer = |progress: &Progress| {
             // `running` is told with what was received, when the guest can be controlled.
             if !matches!(progress, Progress::Running) {
                 output.tell(progress.into());
             }
         };
-        match receive(listener, receiver, &cancel, &Watching(&observer)) {
+        match receive(listener, receiver, &cancel, &Watching(&observer), Arc::new(move || waiting.arriving()))
+        {
             Arrival::Running { machine, report } => {
                 holder.received(machine);
                 output.tell(Event::Running(Running { received: Some(Received::from(&report)) }));
@@ -97,6 +97,7 @@ fn receive_one(holder: &Holder<Machine>, listener: &Listener, receiver: &mut Rec
                 return;
             }
             Arrival::NotReceived(fault) => {
+                holder.not_received();
                 if holder.begin_receive().is_some() {
                     output.tell(Event::NotReceived(fault.into()));
                 }

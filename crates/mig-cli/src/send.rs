@@ -88,7 +88,8 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     if options.json && *console == ConsoleTo::Stdio {
         return Err(stdout_is_taken(SIDE));
     }
-    let to = options.to.as_ref().ok_or_else(|| Failure::new(SIDE, "options", "--to is missing", "give it"))?;
+    let to =
+        options.to.as_ref().ok_or_else(|| Failure::new(SIDE, "options", "--to is missing", "give it"))?;
     let (to, engine) = options.migrate(to).options()?;
     let mut server = Server::bind(&control_path(&options.control, "mig-send"))?;
     let machine = boot(options, console)?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-const SIZES: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZES: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 const TIMES: [(&str, f64); 4] = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
 
 /// Reads `512MiB`, `1.5GiB`, or plain bytes; the result is in bytes.
@@ -55,7 +56,7 @@ pub fn bytes(count: u64) -> String {
 
 /// `1 GiB`, `544 MiB`: exact where the number is round.
 pub fn round_bytes(count: u64) -> String {
-    match SIZES.iter().find(|(_, factor)| count >= *factor && count % *factor == 0) {
+    match SIZES.iter().find(|(_, factor)| count >= *factor && count.is_multiple_of(*factor)) {
         Some((unit, factor)) => format!("{} {unit}", count / factor),
         None => format!("{count} B"),
     }

@@ -6,7 +6,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mig::{Address, BoxError, Cancel, Listener, Observer, Outcome, SourceOptions, SourceVm};
+use mig::guest::ResumeCosts;
+use mig::{
+    Address, BoxError, Cancel, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
+    Refusal, RestoreState, RunPermit, Section, SourceOptions, SourceVm,
+};
 use mig_vmm::{BootError, Console, IncomingMachine, Machine, Monitor, Receiver, VmmError};
 
 use crate::failure::{Failure, chain};
@@ -160,7 +164,7 @@ impl<V: SourceVm + 'static> Held<V> for mig::InDoubt<V> {
     }
 }
 
-impl Held<Machine> for mig::HeldCopy<IncomingMachine> {
+impl Held<Machine> for mig::HeldCopy<Announced> {
     fn resume(self: Box<Self>) -> Result<Machine, (Box<dyn Held<Machine>>, BoxError)> {
         match mig::HeldCopy::resume(*self) {
             Ok(arrived) => Ok(into_machine(arrived)),
@@ -172,23 +176,70 @@ impl Held<Machine> for mig::HeldCopy<IncomingMachine> {
     }
 }
 
-/// Receives a guest.
+/// Receives a guest; `arriving` is called as it is about to run here, which is before the source knows it.
 pub fn receive(
     listener: &Listener,
     receiver: &mut Receiver,
     cancel: &Cancel,
     observer: &dyn Observer,
+    arriving: Arc<dyn Fn() + Send + Sync>,
 ) -> Arrival<Machine> {
-    match mig::receive(listener, receiver, cancel, observer) {
+    match mig::receive(listener, &mut Announcing { receiver, arriving }, cancel, observer) {
         mig::Received::Running { vm, report } => Arrival::Running { machine: into_machine(vm), report },
         mig::Received::NotReceived(fault) => Arrival::NotReceived(fault),
-        mig::Received::InDoubt(copy) => {
+        // One that could not be started is held like one in doubt: the operator decides about the last copy.
+        mig::Received::InDoubt(copy) | mig::Received::Lost(copy) => {
             let fault = copy.fault().clone();
             Arrival::InDoubt { held: Box::new(copy), fault }
         }
     }
 }
 
-fn into_machine(arrived: IncomingMachine) -> Machine {
-    arrived.into_machine().expect("the engine resumes a guest only after restoring it")
+fn into_machine(arrived: Announced) -> Machine {
+    arrived.machine.into_machine().expect("the engine resumes a guest only after restoring it")
+}
+
+/// A receiver whose guests say that they are about to run.
+struct Announcing<'a> {
+    receiver: &'a mut Receiver,
+    arriving: Arc<dyn Fn() + Send + Sync>,
+}
+
+struct Announced {
+    machine: IncomingMachine,
+    arriving: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Incoming for Announcing<'_> {
+    type Vm = Announced;
+
+    fn prepare(&mut self, description: &Description) -> Result<Announced, Vec<Refusal>> {
+        let machine = self.receiver.prepare(description)?;
+        Ok(Announced { machine, arriving: Arc::clone(&self.arriving) })
+    }
+}
+
+impl RestoreState for Announced {
+    fn restore(&mut self, sections: &[Section]) -> Result<(), BoxError> {
+        self.machine.restore(sections)
+    }
+}
+
+impl DestinationVm for Announced {
+    fn memory(&self) -> GuestRam {
+        self.machine.memory()
+    }
+
+    fn resume_costs(&self) -> ResumeCosts {
+        self.machine.resume_costs()
+    }
+
+    fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {
+        (self.arriving)();
+        self.machine.resume(permit)
+    }
+
+    fn guest_gap(&mut self, patience: Duration) -> Option<Duration> {
+        self.machine.guest_gap(patience)
+    }
 }

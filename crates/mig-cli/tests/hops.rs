@@ -45,7 +45,7 @@ fn moves_and_lives(what: &str, guest: &[&str], count: usize) {
         holder.assert_guest_goes_on();
         let (next, address) = Program::receiver(&socket(n));
         let report = hop(&holder, &address, &["--verify"]);
-        assert_eq!(report["guest_gap_ms"].is_number(), true, "{report}");
+        assert!(report["guest_gap_ms"].is_number(), "{report}");
         tell(what, n + 1, &report);
         let (status, stderr) = holder.end();
         assert!(status.success(), "the holder ends well after its guest has moved: {status}\n{stderr}");

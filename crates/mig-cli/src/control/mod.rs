@@ -237,7 +237,9 @@ mod tests {
         for command in COMMANDS {
             assert!(unknown.remedy.contains(command), "{command} is listed");
         }
-        for line in [&b""[..], b"x", b"{}", b"[]", b"7", br#"{"cmd":7}"#, b"\xff\xfe", br#"{"cmd":"migrate"}"#] {
+        for line in
+            [&b""[..], b"x", b"{}", b"[]", b"7", br#"{"cmd":7}"#, b"\xff\xfe", br#"{"cmd":"migrate"}"#]
+        {
             assert!(Request::parse(line).is_err(), "{line:?}");
         }
         let typo = Request::parse(br#"{"cmd":"migrate","to":"tcp:h:1","verfy":true}"#).unwrap_err();

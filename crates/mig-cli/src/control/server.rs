@@ -245,12 +245,9 @@ mod tests {
                     thread::sleep(Duration::from_millis(200));
                     Answer::ok(&())
                 }
-                _ => Answer::ok(&Status {
-                    state: "running".into(),
-                    heartbeats: 1,
-                    vcpus: 1,
-                    memory_bytes: 1,
-                }),
+                _ => {
+                    Answer::ok(&Status { state: "running".into(), heartbeats: 1, vcpus: 1, memory_bytes: 1 })
+                }
             }
         }
     }

@@ -71,3 +71,45 @@ fn a_guest_with_memory_above_4_gib_runs() {
     machine.pause().unwrap();
     machine.verify().unwrap().expect("it is a built-in guest");
 }
+
+/// Guests that complain of any register, device, clock or page that is not as they left it.
+fn survives(guest: &str, vcpus: u8, hops: usize) {
+    let text = Text::default();
+    let workload = Workload::BuiltIn(guest.parse().unwrap());
+    let config = MachineConfig { memory_bytes: 16 << 20, vcpus, workload, console: text.console() };
+    let mut machine = Machine::boot(config).unwrap();
+    for hop_number in 0..=hops {
+        machine.run().unwrap();
+        let monitor = machine.monitor();
+        let enough = monitor.heartbeats() + 50;
+        let ok = || monitor.heartbeats() > enough || monitor.end().is_some();
+        wait("heartbeat", ok, || text.read());
+        assert_eq!(monitor.end(), None, "{guest} on {vcpus} after {hop_number} hops:\n{}", text.read());
+        machine = hop(machine, text.console(), |_| ());
+        machine.verify().unwrap().expect("it is a built-in guest");
+    }
+}
+
+#[test]
+fn the_state_guest_finds_every_register_and_device_as_it_left_it() {
+    if kvm() {
+        survives("state", 1, 5);
+        survives("state", 4, 5);
+    }
+}
+
+#[test]
+fn the_clock_guest_sees_time_go_forward() {
+    if kvm() {
+        survives("clock", 1, 5);
+        survives("clock", 4, 5);
+    }
+}
+
+#[test]
+fn the_dirtier_finds_no_stale_page() {
+    if kvm() {
+        survives("dirtier:rate=20MiB,working-set=4MiB", 1, 3);
+        survives("dirtier:rate=20MiB,working-set=4MiB,pattern=random", 4, 3);
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use mig::Fault;
+use mig::{Blame, Fault};
 use serde::{Deserialize, Serialize};
 
 /// A failure as it is shown, in words; also the `error` of a control answer and the `fault` of a report.
@@ -52,8 +52,22 @@ impl From<&Fault> for Failure {
             step: fault.step.to_string(),
             blame: fault.blame.to_string(),
             cause: fault.cause.clone(),
-            remedy: fault.remedy.clone(),
+            remedy: if fault.remedy.is_empty() {
+                usual_remedy(fault.blame).into()
+            } else {
+                fault.remedy.clone()
+            },
         }
+    }
+}
+
+/// For faults that know no better one: nobody is left without.
+fn usual_remedy(blame: Blame) -> &'static str {
+    match blame {
+        Blame::Local => "do away with the cause on this host, and try again",
+        Blame::Peer => "look at what the other side says of it, and try again",
+        Blame::Network => "check the network between both hosts, and try again",
+        Blame::Configuration => "do away with the cause, and try again",
     }
 }
 
@@ -86,7 +100,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mig::{Blame, Side, Step};
+    use mig::{Side, Step};
 
     #[test]
     fn a_fault_keeps_all_that_it_says() {
@@ -98,5 +112,7 @@ mod tests {
         assert_eq!(failure.blame, "network");
         assert_eq!(failure.to_string(), "destination, round 3: the peer went silent");
         assert_eq!(failure.remedy, "look at the network");
+        let silent = Failure::from(Fault::new(Side::Source, Step::Save, Blame::Local, "no"));
+        assert!(!silent.remedy.is_empty(), "there is always something to do");
     }
 }

@@ -36,12 +36,13 @@ pub enum Stream {
 impl Output {
     /// An event a line on standard output.
     pub fn json() -> Self {
-        Self::to(Stream::Stdout, |event| {
+        Self::to(Stream::Stdout, true, |event| {
             serde_json::to_string(event).map(|line| line + "\n").unwrap_or_default()
         })
     }
 
-    /// Lines for people, with colours on a terminal unless `NO_COLOR` is set (<https://no-color.org>).
+    /// Lines for people, with colours on a terminal unless `NO_COLOR` is set (<https://no-color.org>). Errors
+    /// go to standard error whatever the stream.
     pub fn human(stream: Stream) -> Self {
         let terminal = match stream {
             Stream::Stdout => io::stdout().is_terminal(),
@@ -49,7 +50,7 @@ impl Output {
         };
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         let mut renderer = Renderer::new(terminal && !no_colour, terminal);
-        Self::to(stream, move |event| renderer.render(event))
+        Self::to(stream, false, move |event| renderer.render(event))
     }
 
     /// Hands every event to `sink`, on a thread of its own.
@@ -59,9 +60,15 @@ impl Output {
         Self { sender }
     }
 
-    fn to(stream: Stream, mut text: impl FnMut(&Event) -> String + Send + 'static) -> Self {
+    fn to(
+        stream: Stream,
+        speaks_json: bool,
+        mut text: impl FnMut(&Event) -> String + Send + 'static,
+    ) -> Self {
         Self::sink(move |event| {
             let text = text(event);
+            let stream =
+                if speaks_json || !matches!(event, Event::Error(_)) { stream } else { Stream::Stderr };
             // A reader that is gone is no reason to stop a guest.
             let _ = match stream {
                 Stream::Stdout => write_out(&mut io::stdout().lock(), &text),

@@ -1,7 +1,7 @@
 //! The real programs as processes: started, listened to, asked over their control sockets, and killed when the
 //! test ends, however it ends.
 
-#![allow(unreachable_pub)] // a part of several test programs
+#![allow(dead_code, unreachable_pub)] // a part of several test programs
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

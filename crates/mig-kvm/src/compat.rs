@@ -62,6 +62,20 @@ pub fn platform_section(vcpu: &VcpuFd, context: &SaveContext) -> Result<Section,
     Ok(Section::critical(NAME, 0, SCHEMA, &platform))
 }
 
+/// Gives a vCPU the CPU that a section describes, before the guest's state arrives: so that what its state
+/// is made of is known, and nothing of it needs to be asked, while the guest is paused.
+///
+/// # Errors
+/// The section is none of ours, or KVM refuses: [`check`] would have said why.
+pub fn adopt(vcpu: &VcpuFd, section: &Section) -> Result<(), KvmError> {
+    let platform: Platform = crate::state::decode(section, NAME, SCHEMA)?;
+    vcpu::set_cpuid(vcpu, &platform.cpuid)?;
+    if vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")? != platform.tsc_khz {
+        vcpu.set_tsc_khz(platform.tsc_khz).call("KVM_SET_TSC_KHZ")?;
+    }
+    msr::write(vcpu, &platform.feature_msrs)
+}
+
 /// Every reason why this host cannot run the guest that a section describes; none when it can. Makes a VM of
 /// its own for a moment, to ask KVM itself.
 pub fn check(kvm: &Kvm, section: &Section) -> Vec<Refusal> {

@@ -312,7 +312,7 @@ pub(crate) fn cpuid_of(vcpu: &VcpuFd) -> Result<Vec<CpuidEntry>, KvmError> {
 
 /// Gives a vCPU its CPUID, unless it was given the same when it was made: on a host that is a guest itself
 /// the call costs a tenth of a millisecond, inside the pause.
-fn set_cpuid(vcpu: &VcpuFd, wanted: &[CpuidEntry]) -> Result<(), KvmError> {
+pub(crate) fn set_cpuid(vcpu: &VcpuFd, wanted: &[CpuidEntry]) -> Result<(), KvmError> {
     if is_same_cpu(wanted, &cpuid_of(vcpu)?) {
         return Ok(());
     }

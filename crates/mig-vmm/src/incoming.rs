@@ -8,6 +8,7 @@ use mig::{
 };
 use mig_kvm::{compat, time};
 
+use crate::bus::lock;
 use crate::console::Console;
 use crate::error::VmmError;
 use crate::layout::{self, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
@@ -76,18 +77,33 @@ impl Incoming for Receiver {
         if !refusals.is_empty() {
             return Err(refusals);
         }
-        let platform =
-            Platform::new(total(description), description.vcpus, (self.console)()).map_err(|e| {
-                let remedy = match e {
-                    VmmError::Memory(_) => "free memory on the destination, or take another",
-                    _ => "see the cause, or take another destination",
-                };
-                vec![failed("machine", &e, remedy)]
-            })?;
+        let made = Platform::new(total(description), description.vcpus, (self.console)())
+            .and_then(|platform| with_cpu(platform, description));
+        let (platform, cpu) = made.map_err(|e| {
+            let remedy = match e {
+                VmmError::Memory(_) => "free memory on the destination, or take another",
+                _ => "see the cause, or take another destination",
+            };
+            vec![failed("machine", &e, remedy)]
+        })?;
         let boot_id = time::boot_id().ok();
         let same_boot = boot_id.is_some() && boot_id == description.boot_id;
-        Ok(IncomingMachine { filling: Filling::Empty(platform), same_boot, last_beat_there_ns: 0 })
+        Ok(IncomingMachine {
+            filling: Filling::Empty(Box::new((platform, cpu))),
+            same_boot,
+            last_beat_there_ns: 0,
+        })
     }
+}
+
+/// Gives the first vCPU the CPU of the guest to come, and describes it for the move after this one: both
+/// would otherwise fall into the pause.
+fn with_cpu(platform: Platform, description: &Description) -> Result<(Platform, Section), VmmError> {
+    if let Some(section) = description.platform.iter().find(|s| s.name == compat::NAME) {
+        compat::adopt(&lock(&platform.vcpus[0]), section)?;
+    }
+    let cpu = platform.describe_cpu()?;
+    Ok((platform, cpu))
 }
 
 /// What is wrong with the description itself.
@@ -166,8 +182,8 @@ pub struct IncomingMachine {
 }
 
 enum Filling {
-    Empty(Platform),
-    Restored(Machine),
+    Empty(Box<(Platform, Section)>),
+    Restored(Box<Machine>),
     /// Restoring failed.
     Broken,
 }
@@ -176,7 +192,7 @@ impl IncomingMachine {
     /// The machine, once it was restored: to hold it, or to send it on. `None` before.
     pub fn into_machine(self) -> Option<Machine> {
         match self.filling {
-            Filling::Restored(machine) => Some(machine),
+            Filling::Restored(machine) => Some(*machine),
             Filling::Empty(_) | Filling::Broken => None,
         }
     }
@@ -197,12 +213,13 @@ fn out_of_order() -> BoxError {
 
 impl RestoreState for IncomingMachine {
     fn restore(&mut self, sections: &[Section]) -> Result<(), BoxError> {
-        let Filling::Empty(platform) = std::mem::replace(&mut self.filling, Filling::Broken) else {
+        let Filling::Empty(parts) = std::mem::replace(&mut self.filling, Filling::Broken) else {
             return Err(out_of_order());
         };
+        let (platform, cpu) = *parts;
         let state = sections::restore(&platform, sections)?;
         self.last_beat_there_ns = state.heartbeat.last_ns;
-        self.filling = Filling::Restored(Machine::assembled(platform, state.workload)?);
+        self.filling = Filling::Restored(Box::new(Machine::assembled(platform, cpu, state.workload)));
         Ok(())
     }
 }
@@ -210,8 +227,8 @@ impl RestoreState for IncomingMachine {
 impl DestinationVm for IncomingMachine {
     fn memory(&self) -> GuestRam {
         match &self.filling {
-            Filling::Empty(platform) => GuestRam::from_vm_memory(platform.memory.clone()),
-            Filling::Restored(machine) => mig::SourceVm::memory(machine),
+            Filling::Empty(parts) => GuestRam::from_vm_memory(parts.0.memory.clone()),
+            Filling::Restored(machine) => mig::SourceVm::memory(&**machine),
             Filling::Broken => unreachable!("a guest whose state was refused is discarded"),
         }
     }
@@ -246,7 +263,7 @@ impl IncomingMachine {
     /// The memory to fill, for tests without an engine.
     pub(crate) fn platform_memory(&self) -> std::sync::Arc<memory::Ram> {
         match &self.filling {
-            Filling::Empty(platform) => platform.memory.clone(),
+            Filling::Empty(parts) => parts.0.memory.clone(),
             Filling::Restored(_) | Filling::Broken => panic!("filled already"),
         }
     }

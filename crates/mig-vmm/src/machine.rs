@@ -8,7 +8,7 @@ use std::time::Duration;
 use mig::{
     BoxError, Description, DirtyTracker, GuestRam, RunPermit, SaveState, Section, SourceVm, VmControl,
 };
-use mig_kvm::{compat, time};
+use mig_kvm::time;
 
 use crate::boot::{self, Workload};
 use crate::bus::lock;
@@ -68,14 +68,13 @@ impl Machine {
             let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
             vcpu.set_mp_state(runnable).map_err(VmmError::kvm("making a vCPU runnable"))?;
         }
-        Self::assembled(platform, workload.to_string())
+        let cpu = platform.describe_cpu()?;
+        Ok(Self::assembled(platform, cpu, workload.to_string()))
     }
 
     /// A machine of parts whose vCPUs have all their state and do not run.
-    pub(crate) fn assembled(platform: Platform, workload: String) -> Result<Self, VmmError> {
-        let context = platform.save_context()?;
-        let cpu = compat::platform_section(&lock(&platform.vcpus[0]), context)?;
-        Ok(Self { platform, cpu, workload })
+    pub(crate) fn assembled(platform: Platform, cpu: Section, workload: String) -> Self {
+        Self { platform, cpu, workload }
     }
 
     /// Starts or continues the guest.

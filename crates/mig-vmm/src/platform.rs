@@ -10,9 +10,10 @@ use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use mig::Section;
 use mig::describe::Region;
 use mig_kvm::vcpu::SaveContext;
-use mig_kvm::{Caps, DirtyLog, Gate, Slot};
+use mig_kvm::{Caps, DirtyLog, Gate, Slot, compat};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::bus::Bus;
@@ -128,6 +129,13 @@ impl Platform {
             crate::bus::lock(vcpu).set_cpuid2(&cpuid).map_err(VmmError::kvm("setting CPUID"))?;
         }
         Ok(())
+    }
+
+    /// Describes the CPU that the vCPUs were given, while they do not run. A few hundred calls: never in a
+    /// pause.
+    pub(crate) fn describe_cpu(&self) -> Result<Section, VmmError> {
+        let context = self.save_context()?;
+        Ok(compat::platform_section(&crate::bus::lock(&self.vcpus[0]), context)?)
     }
 
     /// What saving needs to know. First called once vCPU 0 has its CPUID, while vCPUs do not run.

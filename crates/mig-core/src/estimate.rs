@@ -1,14 +1,17 @@
 //! What a switchover now would cost, from what was measured so far.
 //!
-//! A round costs a fixed overhead and its bytes over the bandwidth. Large rounds teach the bandwidth (newer
-//! ones count double), small ones the overhead. All integers, so that states stay `Eq` and `Hash`.
+//! A round costs a fixed overhead and its bytes over the bandwidth. Rounds of many bytes teach the bandwidth
+//! (newer ones count double), those of few pages the overhead; one of many pages but few bytes (zeros) teaches
+//! neither, since its time went into looking. All integers, so that states stay `Eq` and `Hash`.
 
 use std::time::Duration;
 
 use crate::domain::PAGE_BYTES;
 
-/// Rounds of at least this many bytes measure the bandwidth, smaller ones the overhead of a round.
+/// Rounds of at least this many bytes measure the bandwidth.
 const BANDWIDTH_SAMPLE_BYTES: u64 = 1 << 20;
+/// Others of at most this many pages measure the overhead of a round.
+const OVERHEAD_SAMPLE_PAGES: u64 = 512;
 /// Assumed before anything was measured: 1 Gbit/s, so that the first guess is no promise.
 const UNKNOWN_BYTES_PER_SECOND: u64 = 125_000_000;
 
@@ -37,12 +40,12 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// A round has arrived.
-    pub fn round(&mut self, sent_bytes: u64, elapsed: Duration) {
+    /// A round has arrived: `pages` of any kind, `sent_bytes` on the wire.
+    pub fn round(&mut self, pages: u64, sent_bytes: u64, elapsed: Duration) {
         if sent_bytes >= BANDWIDTH_SAMPLE_BYTES {
             self.weighted_bytes = self.weighted_bytes / 2 + sent_bytes;
             self.weighted_nanos = self.weighted_nanos / 2 + nanos(elapsed).max(1);
-        } else {
+        } else if pages <= OVERHEAD_SAMPLE_PAGES {
             let surplus = elapsed.saturating_sub(self.on_the_wire(sent_bytes));
             self.overhead = if self.overhead.is_zero() { surplus } else { (self.overhead + surplus) / 2 };
         }
@@ -110,7 +113,7 @@ mod tests {
 
     fn at_1_gb_per_second() -> Estimate {
         let mut estimate = Estimate::default();
-        estimate.round(1_000_000_000, Duration::from_secs(1));
+        estimate.round(250_000, 1_000_000_000, Duration::from_secs(1));
         estimate
     }
 
@@ -119,7 +122,7 @@ mod tests {
         let mut estimate = at_1_gb_per_second();
         assert_eq!(estimate.bytes_per_second(), 1_000_000_000);
         for _ in 0..10 {
-            estimate.round(1_000_000_000, Duration::from_secs(2));
+            estimate.round(250_000, 1_000_000_000, Duration::from_secs(2));
         }
         assert!((500_000_000..501_000_000).contains(&estimate.bytes_per_second()));
     }
@@ -127,9 +130,17 @@ mod tests {
     #[test]
     fn small_rounds_teach_the_overhead_and_leave_the_bandwidth_alone() {
         let mut estimate = at_1_gb_per_second();
-        estimate.round(100_000, Duration::from_micros(1100));
+        estimate.round(24, 100_000, Duration::from_micros(1100));
         assert_eq!(estimate.bytes_per_second(), 1_000_000_000);
         assert_eq!(estimate.downtime(0), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn a_round_of_zeros_teaches_nothing() {
+        let mut estimate = at_1_gb_per_second();
+        let before = estimate.clone();
+        estimate.round(1_000_000, 50_000, Duration::from_millis(500));
+        assert_eq!(estimate, before);
     }
 
     #[test]
@@ -156,7 +167,7 @@ mod tests {
     #[test]
     fn extreme_figures_neither_overflow_nor_divide_by_zero() {
         let mut estimate = Estimate::default();
-        estimate.round(u64::MAX, Duration::ZERO);
+        estimate.round(u64::MAX, u64::MAX, Duration::ZERO);
         estimate.dirtied(u64::MAX, Duration::ZERO, Duration::ZERO);
         estimate.downtime_after_round(u64::MAX / 2);
         estimate.dirty_pages_per_second();

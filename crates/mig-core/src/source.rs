@@ -427,7 +427,7 @@ impl Source {
         };
         let (Some((pages, bytes)), Some(arrived)) = (*sent, *acknowledged) else { return Vec::new() };
         let elapsed = arrived.saturating_sub(*started);
-        self.estimate.round(bytes, elapsed);
+        self.estimate.round(pages.total(), bytes, elapsed);
         self.stage = Stage::Measuring(Measuring {
             round: *round,
             started: *started,

@@ -145,8 +145,8 @@ struct Receiving {
     /// The last round and the state, once they came.
     state: Option<(u32, Vec<Section>)>,
     digests: Vec<u64>,
-    /// The last round is complete and acknowledged.
-    complete: bool,
+    /// When the last round was complete and the state was here: what follows is for the digests.
+    complete: Option<Duration>,
 }
 
 impl Destination {
@@ -316,7 +316,7 @@ impl Destination {
         let Stage::Receiving(receiving) = &mut self.stage else {
             return self.out_of_turn("the end of a round");
         };
-        if ended != receiving.round || receiving.complete {
+        if ended != receiving.round || receiving.complete.is_some() {
             return self.out_of_turn("the end of another round");
         }
         receiving.channels_ended += 1;
@@ -325,8 +325,8 @@ impl Destination {
         }
         let round = receiving.round;
         receiving.channels_ended = 0;
-        receiving.complete = receiving.state.as_ref().is_some_and(|(last, _)| *last == round);
-        if !receiving.complete {
+        receiving.complete = receiving.state.as_ref().filter(|(last, _)| *last == round).map(|_| now);
+        if receiving.complete.is_none() {
             receiving.round = round.saturating_add(1);
         }
         self.received.rounds = round.saturating_add(1);
@@ -342,7 +342,7 @@ impl Destination {
         if receiving.state.is_some() || !(round == receiving.round || arrived) {
             return self.out_of_turn("state of another round");
         }
-        receiving.complete = arrived;
+        receiving.complete = arrived.then_some(now);
         receiving.state = Some((round, sections));
         self.load_when_complete(now)
     }
@@ -361,13 +361,14 @@ impl Destination {
     fn load_when_complete(&mut self, now: Duration) -> Vec<Action> {
         let (verify, chunks) = (self.verify, self.chunks);
         let Stage::Receiving(receiving) = &mut self.stage else { return Vec::new() };
-        if !receiving.complete || (verify && (receiving.digests.len() as u64) < chunks) {
+        let Some(since) = receiving.complete else { return Vec::new() };
+        if verify && (receiving.digests.len() as u64) < chunks {
             return Vec::new();
         }
         let Some((_, sections)) = receiving.state.take() else { return Vec::new() };
         if verify {
             let digests = std::mem::take(&mut receiving.digests);
-            self.stage = Stage::Verifying { since: now, sections };
+            self.stage = Stage::Verifying { since, sections };
             return vec![Action::Verify(digests)];
         }
         self.stage = Stage::Loading { since: now };

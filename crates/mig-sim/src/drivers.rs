@@ -108,6 +108,9 @@ pub(crate) struct DestinationSide {
     pub(crate) verify_took: u64,
     pub(crate) load_took: u64,
     issued_at: u64,
+    /// When it last acknowledged a round, and when it heard the state: with both, only digests are missing.
+    acknowledged_at: u64,
+    state_heard_at: u64,
 }
 
 impl DestinationSide {
@@ -129,6 +132,8 @@ impl DestinationSide {
             verify_took: 0,
             load_took: 0,
             issued_at: 0,
+            acknowledged_at: 0,
+            state_heard_at: 0,
         }
     }
 }
@@ -432,8 +437,10 @@ impl World {
         let Some(machine) = self.destination.machine.take() else { return Ok(()) };
         match event {
             DestinationEvent::Verified => {
-                self.destination.verify_took = self.now - self.destination.issued_at
+                let complete_at = self.destination.acknowledged_at.max(self.destination.state_heard_at);
+                self.destination.verify_took = self.now - complete_at;
             }
+            DestinationEvent::Message(Message::State { .. }) => self.destination.state_heard_at = self.now,
             DestinationEvent::Loaded => self.destination.load_took = self.now - self.destination.issued_at,
             DestinationEvent::Resumed => self.destination.resume_taken_at = Some(self.now),
             _ => {}
@@ -470,7 +477,12 @@ impl World {
     fn destination_does(&mut self, action: DestinationAction) -> Result<(), Violation> {
         let costs = self.scenario.costs;
         match action {
-            DestinationAction::Send(message) => self.send(TO_SOURCE, Cargo::Control(message)),
+            DestinationAction::Send(message) => {
+                if let Message::RoundAck { .. } = message {
+                    self.destination.acknowledged_at = self.now;
+                }
+                self.send(TO_SOURCE, Cargo::Control(message));
+            }
             DestinationAction::Prepare(_) => {
                 self.destination_works(costs.prepare, Job::Plain(Work::Prepare));
             }

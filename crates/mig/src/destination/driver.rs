@@ -24,7 +24,7 @@ use super::{HeldCopy, ReceiveReport, Received};
 use crate::cancel::Cancel;
 use crate::digest;
 use crate::guest::{DestinationVm, Incoming, RestoreState};
-use crate::link::{Link, LinkEvent, SILENCE_DEADLINE};
+use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE};
 use crate::memory::Pages;
 use crate::observe::Observer;
 use crate::random;
@@ -136,6 +136,8 @@ struct Driver<'s, 'e, 'a, I: Incoming> {
     bytes: u64,
     /// Kept open until the end, so that the answer to them is not lost.
     refused: Vec<Stream>,
+    /// The control channel has given its last event.
+    link_ended: bool,
     end: Option<End>,
 }
 
@@ -195,6 +197,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             pages: PageCounts::default(),
             bytes: 0,
             refused: Vec::new(),
+            link_ended: false,
             end: None,
         })
     }
@@ -246,6 +249,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             Some(Note::Link(LinkEvent::Message(message))) => self.feed(Event::Message(message)),
             Some(Note::Link(LinkEvent::RoundTrip(_))) | None => {}
             Some(Note::Link(LinkEvent::Lost(error))) => {
+                self.link_ended = true;
                 let silence = self.link.silence();
                 let mut fault = error.fault(Side::Destination, self.step());
                 if silence > SILENCE_DEADLINE {
@@ -339,10 +343,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Send(message) => {
-                let sent = self.link.send(&message);
-                sent.err().map(|e| Event::Failed(e.fault(Side::Destination, self.step())))
-            }
+            Action::Send(message) => self.say(&message),
             Action::Prepare(description) => Some(self.prepare(&description)),
             Action::Accept { channels } => {
                 self.attached = vec![false; usize::from(channels)];
@@ -364,6 +365,19 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             }
             Action::End(end) => {
                 self.end = Some(end);
+                None
+            }
+        }
+    }
+
+    /// Sends a message. That the link failed is left to the thread that reads it, which first hands on what
+    /// the peer still said.
+    fn say(&self, message: &Message) -> Option<Event> {
+        match self.link.send(message) {
+            Ok(()) => None,
+            Err(ReadError::Wire(error)) => Some(Event::Failed(local(self.step(), error))),
+            Err(_) => {
+                self.link.finish();
                 None
             }
         }
@@ -424,7 +438,12 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
     fn farewell(&mut self) {
         self.link.finish();
         let deadline = Instant::now() + FAREWELL;
-        while !matches!(self.notes.recv_deadline(deadline), Ok(Note::Link(LinkEvent::Lost(_))) | Err(_)) {}
+        while !self.link_ended {
+            match self.notes.recv_deadline(deadline) {
+                Ok(note) => self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_))),
+                Err(_) => break,
+            }
+        }
         self.link.close();
         self.streams.close();
     }

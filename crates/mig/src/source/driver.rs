@@ -134,6 +134,8 @@ struct Driver<'s, 'e, V> {
     sending: Option<Sending>,
     sections: Vec<Section>,
     told: Instant,
+    /// The control channel has given its last event.
+    link_ended: bool,
     report: Option<Report>,
 }
 
@@ -202,6 +204,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             sending: None,
             sections: Vec::new(),
             told: began,
+            link_ended: false,
             report: None,
         }
     }
@@ -273,6 +276,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             Some(Note::Link(LinkEvent::Message(message))) => self.feed(Event::Message(message)),
             Some(Note::Link(LinkEvent::RoundTrip(time))) => self.feed(Event::RoundTrip(time)),
             Some(Note::Link(LinkEvent::Lost(error))) => {
+                self.link_ended = true;
                 let fault = self.lost(&error);
                 self.feed(Event::Failed(fault));
             }
@@ -311,7 +315,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         let result = match action {
-            Action::Send(message) => self.link.send(&message).map(|()| None).map_err(|e| self.lost(&e)),
+            Action::Send(message) => self.say(&message).map(|()| None),
             Action::Attach { channels, secret } => {
                 self.attach(channels, secret).map(|()| Some(Event::Attached))
             }
@@ -436,17 +440,14 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     /// The state goes out while the channels send the last pages, and digests are computed beside both.
     fn send_state(&mut self, round: u32, last: &LastRound) {
         if last.verify {
-            let (pages, link, note) = (self.pages.clone(), self.link, self.note.clone());
+            let (pages, link) = (self.pages.clone(), self.link);
             self.scope.spawn(move || {
-                if let Err(error) = send_digests(link, &digest::all_chunks(&pages)) {
-                    // the coordinator may be gone, and with it who would care
-                    let _ = note.send(Note::Failed(error.fault(Side::Source, Step::Verify)));
-                }
+                // a link that fails is seen by the thread that reads it
+                let _ = send_digests(link, &digest::all_chunks(&pages));
             });
         }
         let sections = std::mem::take(&mut self.sections);
-        if let Err(error) = self.link.send(&Message::State { round, sections }) {
-            let fault = self.lost(&error);
+        if let Err(fault) = self.say(&Message::State { round, sections }) {
             self.feed(Event::Failed(fault));
         }
     }
@@ -489,17 +490,35 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     /// The point of no return: the permit is gone before the first byte is written.
     fn commit(&mut self, permit: RunPermit) -> Result<(), Fault> {
         drop(permit);
-        self.link.send(&Message::Commit).map_err(|e| self.lost(&e))
+        self.say(&Message::Commit)
+    }
+
+    /// Sends a message. That the link failed is left to the thread that reads it, which first hands on what
+    /// the peer still said: its refusal, or its promise that the guest never ran there.
+    fn say(&self, message: &Message) -> Result<(), Fault> {
+        match self.link.send(message) {
+            Ok(()) => Ok(()),
+            Err(ReadError::Wire(error)) => Err(local(self.machine().step(), error)),
+            Err(_) => {
+                self.link.finish();
+                Ok(())
+            }
+        }
     }
 
     /// Closes so that what was said still arrives, and waits for the peer to do the same.
     fn farewell(&mut self) {
         self.jobs.clear();
-        self.streams.close();
         self.link.finish();
         let deadline = Instant::now() + FAREWELL;
-        while !matches!(self.notes.recv_deadline(deadline), Ok(Note::Link(LinkEvent::Lost(_))) | Err(_)) {}
+        while !self.link_ended {
+            match self.notes.recv_deadline(deadline) {
+                Ok(note) => self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_))),
+                Err(_) => break,
+            }
+        }
         self.link.close();
+        self.streams.close();
     }
 }
 

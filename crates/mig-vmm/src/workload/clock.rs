@@ -11,7 +11,7 @@ use super::layout::{AREA_BYTES, CODE, SHARED, control};
 use super::{HEARTBEAT_INTERVAL_US, exit_code, watch};
 
 /// The latest reading of any vCPU.
-const LAST_TSC: u64 = SHARED + 0x10;
+pub(super) const LAST_TSC: u64 = SHARED + 0x10;
 /// Cycles from a tick to the next; the guest zeroes it where there is no deadline.
 const CYCLES_PER_TICK: u64 = control::OWN;
 /// Readings between two ticks.

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -27,9 +29,9 @@ struct Shared {
     pausing: AtomicBool,
     ending: AtomicBool,
     beats: AtomicU64,
-    /// Not an exit code while it is 0x100 in spirit: `ended` says whether.
-    code: AtomicU8,
     ended: AtomicBool,
+    /// Means something once it has ended.
+    code: AtomicU8,
     serial: Mutex<Serial>,
 }
 
@@ -73,8 +75,20 @@ pub(super) fn kvm_exists() -> bool {
     exists
 }
 
+/// Changes the bytes of one of KVM's interrupt controllers.
+pub(super) fn change_irqchip(vm: &VmFd, chip_id: u32, change: impl FnOnce(&mut [u8; 512])) {
+    let mut bytes = [0_u8; 512];
+    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+    vm.get_irqchip(&mut chip).unwrap();
+    // SAFETY: KVM copies the whole union out, and bytes are always valid.
+    bytes.iter_mut().zip(unsafe { chip.chip.dummy }).for_each(|(to, from)| *to = from as u8);
+    change(&mut bytes);
+    chip.chip.dummy = bytes.map(|byte| byte as _);
+    vm.set_irqchip(&chip).unwrap();
+}
+
 impl Machine {
-    /// Starts `guest` in `regions` of memory, after `change` has seen the loaded memory.
+    /// Starts the guest called `guest` in `regions` (address and bytes) of memory.
     pub(super) fn start(guest: &str, regions: &[(u64, usize)], vcpus: u8) -> Self {
         let guest: Guest = guest.parse().unwrap();
         let kvm = Kvm::new().unwrap();
@@ -190,6 +204,19 @@ impl Machine {
         drop(guards);
         self.shared.pausing.store(false, Ordering::SeqCst);
         result
+    }
+
+    /// Calls `f` while no vCPU runs and the one asked for halts between two ticks.
+    pub(super) fn halted(&self, vcpu: usize, mut f: impl FnMut(&VmFd, &mut VcpuFd)) {
+        self.wait_until("the vCPU halts", || {
+            self.paused(|vcpus, _| {
+                let halts = vcpus[vcpu].get_mp_state().unwrap().mp_state == KVM_MP_STATE_HALTED;
+                if halts {
+                    f(&self.vm, &mut vcpus[vcpu]);
+                }
+                halts
+            })
+        });
     }
 
     /// Changes the serial port's registers behind the guest's back.

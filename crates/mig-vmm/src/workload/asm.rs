@@ -13,7 +13,8 @@ use iced_x86::{BlockEncoderOptions, IcedError};
 use super::layout::{AREA_BYTES, SHARED, control};
 use super::{EXIT_PORT, HEARTBEAT_INTERVAL_US, HEARTBEAT_PORT, exit_code};
 
-pub(super) const TIMER_VECTOR: u8 = 0x40;
+/// Above the PIT's: KVM makes up for PIT ticks missed in a pause, in a row.
+pub(super) const TIMER_VECTOR: u8 = 0x50;
 pub(super) const PIT_VECTOR: u8 = 0x41;
 const SPURIOUS_VECTOR: u8 = 0xff;
 const EXCEPTIONS: u8 = 32;

@@ -1,8 +1,8 @@
 //! The state guest: known values, others on each vCPU, in every register and device that keeps one; checked
 //! for ever.
 //!
-//! A round: load the general registers, halt until the next tick (so most pauses find them loaded), check
-//! them, then everything else. What is expected lies in the vCPU's control page, found from RSP, which is at
+//! A round: load the general registers, halt for some ticks (so most pauses find them loaded), check them, then
+//! everything else. What is expected lies in the vCPU's control page, found from RSP, which is at
 //! the area's end whenever no handler runs.
 
 use iced_x86::IcedError;
@@ -22,6 +22,9 @@ const FX_FOUND: u64 = 0xa00;
 /// The values of [`GENERAL`], then of [`values`].
 const GENERAL_VALUES: u64 = 0xc00;
 const VALUES: u64 = 0xd00;
+
+/// Most of the time is spent halted: an interpreted round takes 300 microseconds.
+const TICKS_PER_ROUND: u32 = 4;
 
 /// The legacy and SSE parts of an FXSAVE image; what follows is reserved.
 const FX_BYTES: usize = 416;
@@ -82,9 +85,10 @@ fn values(vcpu: u64) -> Vec<(&'static str, Place, u64)> {
         ("MSR FS_BASE", Msr(0xc000_0100), high(0x3000)),
         ("MSR GS_BASE", Msr(0xc000_0101), high(0x4000)),
         ("MSR KERNEL_GS_BASE", Msr(0xc000_0102), high(0x5000)),
+        // 32 bits, like the processor's own registers on AMD.
         ("MSR SYSENTER_CS", Msr(0x174), 0x10 + vcpu * 8),
-        ("MSR SYSENTER_ESP", Msr(0x175), high(0x6000)),
-        ("MSR SYSENTER_EIP", Msr(0x176), high(0x7000)),
+        ("MSR SYSENTER_ESP", Msr(0x175), vcpu << 16 | 0x6000),
+        ("MSR SYSENTER_EIP", Msr(0x176), vcpu << 16 | 0x7000),
         // The upper four types, which no page here selects.
         ("MSR PAT", Msr(0x277), 0x0106_0405_0007_0406),
         // Not valid ranges: bit 11 of the mask is clear.
@@ -143,8 +147,7 @@ pub(super) fn program(machine: &Machine, areas: &mut [u8]) -> Result<(Code, Vec<
 
 fn assemble(machine: &Machine) -> Result<Code, IcedError> {
     let mut p = Program::new("state", Tick::Periodic)?;
-    let (mut only_one, mut first, mut round, mut check) =
-        (p.a.create_label(), p.a.create_label(), p.a.create_label(), p.a.create_label());
+    let (mut started, mut first, mut round) = (p.a.create_label(), p.a.create_label(), p.a.create_label());
     p.enable_x2apic()?;
     for (slot, (_, place, _)) in (0..).zip(values(0)) {
         set(&mut p, place, own(VALUES + slot * 8))?;
@@ -152,20 +155,22 @@ fn assemble(machine: &Machine) -> Result<Code, IcedError> {
     p.a.lea(rax, own(FX))?;
     p.a.fxrstor(xmmword_ptr(rax))?;
     p.a.test(edi, edi)?;
-    p.a.jne(only_one)?;
+    p.a.jne(started)?;
     for device in DEVICES {
         p.out(device.port, device.value)?;
     }
     set_up_others(&mut p)?;
     watch::start_pit(&mut p)?;
-    p.a.set_label(&mut only_one)?;
+    p.a.set_label(&mut started)?;
     p.a.sti()?;
 
     p.a.set_label(&mut round)?;
     for (slot, (_, register)) in (0..).zip(GENERAL) {
         p.a.mov(register, own(GENERAL_VALUES + slot * 8))?;
     }
-    p.a.hlt()?;
+    for _ in 0..TICKS_PER_ROUND {
+        p.a.hlt()?;
+    }
     for (slot, (name, register)) in (0..).zip(GENERAL) {
         let mut good = p.a.create_label();
         p.a.cmp(register, own(GENERAL_VALUES + slot * 8))?;
@@ -187,8 +192,6 @@ fn assemble(machine: &Machine) -> Result<Code, IcedError> {
     p.a.jmp(round)?;
     p.a.set_label(&mut first)?;
     check_devices(&mut p)?;
-    p.a.jmp(check)?;
-    p.a.set_label(&mut check)?;
     watch::look(&mut p, machine)?;
     p.a.jmp(round)?;
     p.assemble(CODE)

@@ -244,7 +244,7 @@ fn whatever_is_changed_behind_the_state_guest_it_reports() {
     for (what, change) in changes {
         let machine = Machine::start("state", SMALL, 1);
         machine.run_for_beats(10);
-        machine.halted(0, |vm, fd| change(vm, fd));
+        machine.halted(0, change);
         expect(what, &machine);
     }
     for (what, index) in [

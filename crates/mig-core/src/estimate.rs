@@ -30,7 +30,7 @@ pub struct Estimate {
     pub load: Duration,
     /// Resuming, as the destination expects it.
     pub resume: Duration,
-    /// Digests, on the slower side.
+    /// Digests, on one side after the other.
     pub verify: Duration,
     weighted_bytes: u64,
     weighted_nanos: u64,

@@ -348,7 +348,8 @@ impl Source {
         self.estimate.load = costs.load;
         self.estimate.resume = costs.resume;
         if self.config.verify {
-            self.estimate.verify = self.estimate.verify.max(costs.verify);
+            // the destination compares once it has the source's digests
+            self.estimate.verify += costs.verify;
         }
         self.stage = Stage::Attaching;
         let (channels, secret) = (self.ledger.channels, self.ledger.secret);

@@ -6,26 +6,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mig_core::bitmap::PageRun;
-use mig_core::domain::CHUNK_PAGES;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use crate::memory::{PAGE, Pages};
 
+/// Pages that are copied out at a time: so few that they are still in the core's own cache when they are
+/// digested.
+const PIECE_PAGES: u64 = 8;
 /// Chunks that are digested to find out how fast that is.
-const REHEARSAL_CHUNKS: u64 = 8;
+const REHEARSAL_CHUNKS: u64 = 16;
 
 /// A digest of each chunk. The guest must be paused.
 pub(crate) fn all_chunks(pages: &Pages) -> Vec<u64> {
-    first_chunks(pages, pages.domain().chunks())
+    chosen_chunks(pages, pages.domain().chunks(), 1)
 }
 
-/// What [`all_chunks`] would take, from a few chunks.
+/// What [`all_chunks`] would take, from a few chunks all over memory: neighbours would be in a cache.
 pub(crate) fn expected_cost(pages: &Pages) -> Duration {
     let chunks = pages.domain().chunks();
-    let rehearsed = chunks.clamp(1, REHEARSAL_CHUNKS);
-    first_chunks(pages, rehearsed); // faults memory and caches in
+    let rehearsed = chunks.min(REHEARSAL_CHUNKS);
     let started = Instant::now();
-    first_chunks(pages, rehearsed);
+    chosen_chunks(pages, rehearsed, chunks / rehearsed);
     let cost = started.elapsed().as_nanos() * u128::from(chunks) / u128::from(rehearsed);
     Duration::from_nanos(u64::try_from(cost).unwrap_or(u64::MAX))
 }
@@ -40,13 +41,14 @@ pub(crate) fn pages_of_chunk(pages: &Pages, chunk: u64) -> Vec<u64> {
     pages.domain().chunk_pages(chunk).map(digest).collect()
 }
 
-fn first_chunks(pages: &Pages, chunks: u64) -> Vec<u64> {
+/// Every `stride`th chunk, `chunks` of them.
+fn chosen_chunks(pages: &Pages, chunks: u64, stride: u64) -> Vec<u64> {
     let digests: Vec<AtomicU64> = (0..chunks).map(|_| AtomicU64::new(0)).collect();
     let next = AtomicU64::new(0);
     let work = || {
-        let mut scratch = vec![0; CHUNK_PAGES as usize * PAGE];
+        let mut scratch = vec![0; PIECE_PAGES as usize * PAGE];
         while let Some((chunk, digest)) = claim(&next, &digests) {
-            digest.store(one_chunk(pages, chunk, &mut scratch), Ordering::Relaxed);
+            digest.store(one_chunk(pages, chunk * stride, &mut scratch), Ordering::Relaxed);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
@@ -66,13 +68,16 @@ fn claim<'a>(next: &AtomicU64, digests: &'a [AtomicU64]) -> Option<(u64, &'a Ato
 
 fn one_chunk(pages: &Pages, chunk: u64, scratch: &mut [u8]) -> u64 {
     let range = pages.domain().chunk_pages(chunk);
-    let run = PageRun { first: range.start, count: range.end - range.start };
-    if run.count == 0 {
-        return 0;
+    let mut digest = Xxh3Default::new();
+    let mut first = range.start;
+    while first < range.end {
+        let run = PageRun { first, count: PIECE_PAGES.min(range.end - first) };
+        let bytes = &mut scratch[..run.count as usize * PAGE];
+        pages.copy(run, bytes);
+        digest.update(bytes);
+        first += run.count;
     }
-    let bytes = &mut scratch[..run.count as usize * PAGE];
-    pages.copy(run, bytes);
-    xxh3_64(bytes)
+    digest.digest()
 }
 
 #[cfg(test)]
@@ -81,6 +86,16 @@ mod tests {
 
     use super::*;
     use crate::memory::tests::two_regions;
+
+    #[test]
+    fn digests_are_xxh3_of_each_chunks_bytes() {
+        let (memory, pages) = two_regions(1100, 5);
+        let bytes: Vec<u8> = (0..1100 * PAGE).map(|at| (at / 7 % 251) as u8).collect();
+        memory.write_slice(&bytes, GuestAddress(0)).unwrap();
+        let chunk = 512 * PAGE;
+        let whole = [&bytes[..chunk], &bytes[chunk..2 * chunk], &bytes[2 * chunk..]];
+        assert_eq!(all_chunks(&pages)[..3], whole.map(xxh3_64));
+    }
 
     #[test]
     fn a_changed_byte_changes_the_digest_of_its_chunk_and_page_alone() {

@@ -100,13 +100,21 @@ pub(crate) struct Link {
 impl Link {
     /// A link over `stream`, on which `sent` messages went out before.
     pub(crate) fn new(stream: Stream, session: u64, sent: u64) -> Self {
+        // a peer that takes nothing for so long is gone too; without the deadline its silence tells, except
+        // to a ping that waits for it
+        if let Err(error) = stream.set_write_deadline(Some(SILENCE_DEADLINE)) {
+            tracing::warn!(%error, "writes to the peer have no deadline");
+        }
         let heard = AtomicU64::new(0);
         Self { stream, session, next_sequence: Mutex::new(sent), clock: Instant::now(), heard }
     }
 
     pub(crate) fn send(&self, message: &Message) -> Result<(), ReadError> {
         // held while writing, so that messages are not mixed and go out in their order
-        let mut sequence = self.next_sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_as(&mut self.next_sequence.lock().unwrap_or_else(PoisonError::into_inner), message)
+    }
+
+    fn send_as(&self, sequence: &mut u64, message: &Message) -> Result<(), ReadError> {
         let frame = message.encode(*sequence, self.session).map_err(ReadError::Wire)?;
         *sequence += 1;
         self.stream.write_all(&frame).map_err(ReadError::Io)
@@ -151,8 +159,7 @@ impl Link {
     pub(crate) fn watch(&self, stop: &Receiver<()>, close_all: impl FnOnce()) {
         self.heard.store(self.now(), Ordering::Relaxed);
         loop {
-            // a failure shows in the reading thread, or as silence
-            let _ = self.send(&Message::Ping(self.now()));
+            self.ping();
             match stop.recv_timeout(PING_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
@@ -160,6 +167,15 @@ impl Link {
             if self.silence() > SILENCE_DEADLINE {
                 return close_all();
             }
+        }
+    }
+
+    /// Asks whether the peer is there, unless a message is on its way: one that the peer does not take would
+    /// keep this thread from noticing its silence.
+    fn ping(&self) {
+        if let Ok(mut sequence) = self.next_sequence.try_lock() {
+            // a failure shows in the reading thread, or as silence
+            let _ = self.send_as(&mut sequence, &Message::Ping(self.now()));
         }
     }
 
@@ -180,5 +196,39 @@ impl Link {
 
     fn now(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mig_wire::Section;
+    use mig_wire::section::MAX_BODY_BYTES;
+
+    use super::*;
+    use crate::transport::{Address, Listener, connect};
+
+    #[test]
+    fn a_peer_that_stops_reading_in_the_middle_of_a_message_is_gone_too() {
+        let listener = Listener::bind(&Address::tcp("127.0.0.1", 0)).unwrap();
+        let link = Link::new(connect(listener.address()).unwrap(), 7, 0);
+        // connected, but nobody ever reads: the connection stays in the listener's queue
+        let body = vec![0; MAX_BODY_BYTES];
+        let section = Section { name: "large".into(), instance: 0, version: 1, critical: true, body };
+        let message = Message::State { round: 1, sections: vec![section; 3] };
+        let (finished, outcome) = crossbeam::channel::bounded(1);
+        let (_stop, stopped) = crossbeam::channel::bounded(0);
+        std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                let sending = scope.spawn(|| link.send(&message));
+                // the message holds the link before the first ping
+                while link.next_sequence.try_lock().is_ok() && !sending.is_finished() {
+                    std::thread::yield_now();
+                }
+                link.watch(&stopped, || link.close());
+                let _ = finished.send(sending.join().unwrap());
+            });
+        });
+        let sent = outcome.recv_timeout(12 * SILENCE_DEADLINE).expect("the silence is noticed");
+        assert!(matches!(sent, Err(ReadError::Io(_))), "{sent:?}");
     }
 }

@@ -295,3 +295,31 @@ fn a_receiver_that_is_cancelled_while_it_waits_returns() {
     let received = receive(&listener, &mut Host::default(), &cancel, &());
     assert!(matches!(received, Received::NotReceived(fault) if fault.side == Side::Destination));
 }
+
+#[test]
+fn an_observer_that_panics_ends_the_migration_and_does_not_hang_it() {
+    struct Panics;
+    impl Observer for Panics {
+        fn progress(&self, progress: &Progress) {
+            assert!(!matches!(progress, Progress::Paused), "on purpose");
+        }
+    }
+    let (listener, hang_up) = (listener(), Cancel::new());
+    let address = listener.address().clone();
+    let receiving = {
+        let hang_up = hang_up.clone();
+        std::thread::spawn(move || receive(&listener, &mut Host::default(), &hang_up, &()))
+    };
+    let sending = std::thread::spawn(move || {
+        let vm = Model::running(500, BUSY, Flaw::None);
+        migrate(vm, &address, &SourceOptions::default(), &Cancel::new(), &Panics)
+    });
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !(sending.is_finished() && receiving.is_finished()) {
+        assert!(Instant::now() < patience, "both sides end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(sending.join().is_err(), "the panic comes through");
+    let Received::NotReceived(fault) = receiving.join().unwrap() else { panic!("received") };
+    assert_eq!(fault.blame, Blame::Network, "{fault}");
+}

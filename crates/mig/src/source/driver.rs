@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use crossbeam::select;
 use mig_core::bitmap::PageRun;
-use mig_core::domain::CHUNK_PAGES;
 use mig_core::progress::{PageCounts, Progress, Report};
 use mig_core::source::{Action, Event, Source, SourceConfig};
 use mig_core::{Bitmap, Blame, Fault, RunPermit, Side, Step};
@@ -331,7 +330,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.start_round(round, false, Some(LastRound { verify }));
                 Ok(None)
             }
-            Action::Locate(samples) => Ok(Some(self.locate(&samples))),
+            Action::Locate(samples) => {
+                Ok(Some(Event::Located { guest_addresses: differing(&self.pages, &samples) }))
+            }
             Action::Commit(permit) => self.commit(permit).map(|()| None),
             Action::Resume(permit) => {
                 self.sending = None;
@@ -475,18 +476,6 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         Ok(())
     }
 
-    /// The pages of the sampled chunks that differ from the destination's.
-    fn locate(&self, samples: &[ChunkDigests]) -> Event {
-        let domain = self.pages.domain();
-        let differing = samples.iter().flat_map(|sample| {
-            let own = digest::pages_of_chunk(&self.pages, sample.chunk);
-            let pairs = own.into_iter().zip(sample.pages.clone());
-            (sample.chunk.saturating_mul(CHUNK_PAGES)..).zip(pairs).filter(|(_, (a, b))| a != b)
-        });
-        let guest_addresses = differing.filter_map(|(page, _)| domain.guest_address(page)).collect();
-        Event::Located { guest_addresses }
-    }
-
     /// The point of no return: the permit is gone before the first byte is written.
     fn commit(&mut self, permit: RunPermit) -> Result<(), Fault> {
         drop(permit);
@@ -522,6 +511,25 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     }
 }
 
+/// A panic of the embedder's must not leave the other threads waiting for the peer.
+impl<V> Drop for Driver<'_, '_, V> {
+    fn drop(&mut self) {
+        self.link.close();
+        self.streams.close();
+    }
+}
+
+/// The addresses of the pages of the sampled chunks that differ from the destination's.
+fn differing(pages: &Pages, samples: &[ChunkDigests]) -> Vec<u64> {
+    let domain = pages.domain();
+    let in_chunk = |sample: &ChunkDigests| {
+        let own = domain.chunk_pages(sample.chunk).zip(digest::pages_of_chunk(pages, sample.chunk));
+        let pairs = own.zip(sample.pages.clone()).filter(|((_, own), theirs)| own != theirs);
+        pairs.filter_map(|((page, _), _)| domain.guest_address(page)).collect::<Vec<_>>()
+    };
+    samples.iter().flat_map(in_chunk).collect()
+}
+
 fn cleared(mut runs: Vec<PageRun>) -> Vec<PageRun> {
     runs.clear();
     runs
@@ -532,4 +540,28 @@ fn send_digests(link: &Link, digests: &[u64]) -> Result<(), ReadError> {
         link.send(&Message::Digests { first_chunk: at, digests: part.to_vec() })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::tests::two_regions;
+
+    #[test]
+    fn differing_pages_are_found_whatever_chunks_and_pages_the_peer_claims() {
+        let (_memory, pages) = two_regions(600, 3);
+        let mut second = digest::pages_of_chunk(&pages, 1);
+        second[7] ^= 1;
+        let sample = |chunk, pages: &[u64]| ChunkDigests { chunk, pages: pages.to_vec() };
+        let samples = [
+            sample(1, &second),
+            sample(u64::MAX, &[1, 2]),
+            sample(u64::MAX / 512, &[1, 2]),
+            sample(3, &[1, 2]),
+            sample(2, &[0; 512]),
+        ];
+        let low = (512 + 7) * 4096;
+        let high = [0, 1, 2].map(|page| (1u64 << 32) + page * 4096);
+        assert_eq!(differing(&pages, &samples), [&[low], &high[..]].concat());
+    }
 }

@@ -76,6 +76,15 @@ pub fn adopt(vcpu: &VcpuFd, section: &Section) -> Result<(), KvmError> {
     msr::write(vcpu, &platform.feature_msrs)
 }
 
+/// What a section of [`platform_section`] says, as debug text.
+///
+/// # Errors
+/// The section is none of ours.
+pub fn text(section: &Section) -> Result<String, KvmError> {
+    let platform: Platform = crate::state::decode(section, NAME, SCHEMA)?;
+    Ok(format!("{platform:?}"))
+}
+
 /// Every reason why this host cannot run the guest that a section describes; none when it can. Makes a VM of
 /// its own for a moment, to ask KVM itself.
 pub fn check(kvm: &Kvm, section: &Section) -> Vec<Refusal> {

@@ -29,3 +29,4 @@ pub use error::VmmError;
 pub use incoming::{IncomingMachine, Receiver};
 pub use machine::{Machine, MachineConfig};
 pub use monitor::{End, Monitor, RunState};
+pub use sections::text as section_text;

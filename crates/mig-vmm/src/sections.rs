@@ -7,7 +7,7 @@ use mig::describe::Schema;
 use mig::{Section, body};
 use mig_kvm::state::{self, KvmState};
 use mig_kvm::time::GuestTime;
-use mig_kvm::{vcpu, vm};
+use mig_kvm::{compat, vcpu, vm};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,28 @@ pub(crate) fn restore(platform: &Platform, sections: &[Section]) -> Result<Machi
     let vcpus: Vec<_> = platform.vcpus.iter().map(lock).collect();
     state::restore(&platform.vm, &vcpus, &kvm, &platform.caps, GuestTime::Advance)?;
     Ok(machine)
+}
+
+/// What a section of a machine's state or description holds, read as a machine here would read it, as debug
+/// text.
+///
+/// # Errors
+/// A critical section that is not known, of whatever version; one that cannot be read.
+pub fn text(section: &Section) -> Result<String, VmmError> {
+    let alone = std::slice::from_ref(section);
+    Ok(match section.name.as_str() {
+        MACHINE => format!("{:?}", one::<MachineState>(alone, MACHINE)?),
+        SERIAL => format!("{:?}", one::<SerialState>(alone, SERIAL)?),
+        CMOS => format!("{:?}", one::<CmosState>(alone, CMOS)?),
+        KEYBOARD => format!("{:?}", one::<I8042>(alone, KEYBOARD)?),
+        vm::NAME => format!("{:?}", mig_kvm::VmState::from_section(section)?),
+        vcpu::NAME => format!("{:?}", mig_kvm::VcpuState::from_section(section)?),
+        compat::NAME => compat::text(section)?,
+        _ => {
+            check_names(alone)?;
+            format!("{} bytes, skipped", section.body.len())
+        }
+    })
 }
 
 fn check_names(sections: &[Section]) -> Result<(), VmmError> {

@@ -47,7 +47,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 21] = [
+    /// Every kind there is.
+    pub const ALL: [Self; 21] = [
         Self::Hello,
         Self::Welcome,
         Self::Describe,

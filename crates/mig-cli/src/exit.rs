@@ -9,7 +9,7 @@ pub enum Exit {
     Done = 0,
     /// The migration failed and the guest stayed; or the guest ended badly.
     Failed = 1,
-    /// Nothing was begun: the options, or what they name, are at fault.
+    /// Nothing was begun: the options, or what they name, are at fault; or it was interrupted before.
     Usage = 2,
     /// It is not known whether the guest runs elsewhere.
     InDoubt = 3,

@@ -1,7 +1,7 @@
 //! What both programs do around a holder: its control socket, its signals, its end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::control::Server;
@@ -11,22 +11,37 @@ use crate::holder::{End, Holder, Interrupted};
 use crate::machine::Machine;
 use crate::signals::{Signal, on_signal};
 
-/// Lets `holder` be controlled: by `server`'s clients, by signals, and by its guest's own end.
-pub fn attend<M: Machine>(holder: &Arc<Holder<M>>, server: &mut Server) {
-    let commands = Arc::clone(holder);
-    server.serve(commands);
-    let (interrupted, path) = (Arc::clone(holder), server.path().to_owned());
-    on_signal(move |signal| match signal {
-        Signal::Interrupt if interrupted.interrupt() == Interrupted::ExitNow => {
-            let _ = std::fs::remove_file(&path);
-            std::process::exit(Exit::Failed as i32);
-        }
-        Signal::Interrupt => {}
-        Signal::Terminate => {
+/// The holder, from when there is one on.
+pub type Later<M> = Arc<OnceLock<Arc<Holder<M>>>>;
+
+/// Obeys signals from now on: before there is a holder, as a guest boots, they end the program, and its
+/// control socket at `path` with it.
+pub fn obey_signals<M: Machine>(path: &Path) -> Later<M> {
+    let holder = Later::<M>::default();
+    let (later, path) = (Arc::clone(&holder), path.to_owned());
+    let exit = move |code: Exit| {
+        // It may be gone already, which is what is wanted.
+        let _ = std::fs::remove_file(&path);
+        std::process::exit(code as i32);
+    };
+    on_signal(move |signal| match (later.get(), signal) {
+        (None, _) => exit(Exit::Usage),
+        (Some(holder), Signal::Interrupt) if holder.interrupt() == Interrupted::ExitNow => exit(Exit::Failed),
+        (Some(_), Signal::Interrupt) => {}
+        (Some(holder), Signal::Terminate) => {
             // It may have ended already, which is what was wanted.
-            let _ = interrupted.quit();
+            let _ = holder.quit();
         }
     });
+    holder
+}
+
+/// Lets `holder` be controlled: by `server`'s clients, by signals, and by its guest's own end.
+pub fn attend<M: Machine>(holder: &Arc<Holder<M>>, server: &mut Server, signals: &Later<M>) {
+    // Set once a program, and by nobody else.
+    let _ = signals.set(Arc::clone(holder));
+    let commands = Arc::clone(holder);
+    server.serve(commands);
     let watched = Arc::clone(holder);
     thread::spawn(move || watched.watch_guest());
 }

@@ -502,7 +502,14 @@ impl<M: Machine> Holder<M> {
 
     fn wrong_state(&self, what: &str, state: &str) -> Failure {
         let (cause, remedy) = match state {
-            "running" => ("the guest runs", "this is for a guest that does not run"),
+            "running" if what == "cancel" => {
+                ("no migration runs", "nothing needs to be done; the guest runs")
+            }
+            "running" => ("the guest runs", "nothing needs to be done"),
+            "paused" if what == "cancel" => {
+                ("no migration runs", "nothing needs to be done; the guest is paused")
+            }
+            "paused" if what == "pause" => ("the guest is paused", "nothing needs to be done"),
             "paused" => ("the guest is paused", "resume it first"),
             "migrating" => ("the guest is migrating", "cancel the migration or wait for its end"),
             "receiving" => ("no guest has been received yet", "send one first"),

@@ -48,11 +48,15 @@ Exit codes:
 /// Run a guest and move it, while it runs, to a mig-recv.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
+#[command(
+    override_usage = "mig-send <--guest NAME|--kernel FILE|--vm unix:PATH> --to ADDR [OPTIONS]\n       \
+                            mig-send --demo"
+)]
 #[command(group(ArgGroup::new("what").required(true).args(["guest", "kernel", "vm", "demo", "demo_receiver"])))]
 pub struct SendOptions {
     /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets
-    #[arg(long, value_name = "ADDR", required_unless_present_any = ["demo", "demo_receiver"])]
-    #[arg(conflicts_with = "demo")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_receiver)]
+    #[arg(required_unless_present_any = ["demo", "demo_receiver"], conflicts_with = "demo")]
     pub to: Option<Address>,
     /// Run a built-in guest (see below)
     #[arg(long, value_name = "NAME[:key=value,...]")]
@@ -74,7 +78,7 @@ pub struct SendOptions {
     #[arg(long, conflicts_with_all = ["memory", "cpus", "after", "control", "console"])]
     pub demo: bool,
     /// The demo's receiver
-    #[arg(long, hide = true, value_name = "PATH", conflicts_with = "to")]
+    #[arg(long, hide = true, value_name = "PATH", exclusive = true)]
     pub demo_receiver: Option<PathBuf>,
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
@@ -134,12 +138,25 @@ impl SendOptions {
     pub fn migrate(&self, to: &Address) -> Migrate {
         Migrate {
             to: to.to_string(),
-            downtime_ms: self.downtime.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            downtime_ms: self.downtime.map(whole_ms),
             max_rounds: self.max_rounds,
             channels: self.channels,
             verify: Some(self.verify),
             progress: true,
         }
+    }
+}
+
+/// Rounded up, so that a limit below a millisecond is not mistaken for none at all.
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn parse_receiver(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|e: mig::transport::AddressError| e.to_string())?;
+    match address.to_string().ends_with(":0") {
+        true => Err("port 0 is for listening; give the port that mig-recv printed".into()),
+        false => Ok(address),
     }
 }
 
@@ -171,7 +188,8 @@ pub fn usage_failure(program: &str, error: &clap::Error) -> Option<Failure> {
         .map(str::trim)
         .filter(|l| !l.is_empty())
         .collect();
-    let cause = cause.join(" ");
+    // clap names the options of a group even where they are hidden.
+    let cause = cause.join(" ").replace("|--demo-receiver <PATH>", "");
     let side = if program == "mig-recv" { "destination" } else { "source" };
     let remedy = format!("see {program} --help");
     Some(Failure::new(side, "options", cause.strip_prefix("error: ").unwrap_or(&cause), remedy))
@@ -203,7 +221,9 @@ mod tests {
         assert_eq!(options.control, Some("/x".into()));
         assert!(send("--to tcp:h:1 --kernel vmlinux --initrd i --cmdline quiet").is_ok());
         assert!(send("--vm unix:/x --to tcp:h:1 --verify").is_ok());
-        assert!(send("--demo").is_ok());
+        assert!(send("--demo").is_ok() && send("--demo-receiver /x").is_ok());
+        let short = send("--to tcp:h:1 --guest idle --downtime 10us").unwrap();
+        assert_eq!(short.migrate(short.to.as_ref().unwrap()).downtime_ms, Some(1));
         assert!(
             recv("--listen tcp:0.0.0.0:0 --control unix:/x --console none --max-memory 1GiB --json").is_ok()
         );
@@ -229,6 +249,7 @@ mod tests {
             "--to tcp:h:1",
             "--guest idle",
             "--guest idle --to nowhere",
+            "--guest idle --to tcp:h:0",
             "--guest nosuch --to tcp:h:1",
             "--guest idle --kernel k --to tcp:h:1",
             "--guest idle --to tcp:h:1 --cpus 0",
@@ -249,6 +270,8 @@ mod tests {
             }
             assert!(!failure.cause.contains('\n') && !failure.cause.starts_with("error"), "{failure:?}");
         }
+        let failure = usage_failure("mig-send", &send("").unwrap_err()).unwrap();
+        assert!(failure.cause.contains("--demo") && !failure.cause.contains("receiver"), "{failure:?}");
         let failure = usage_failure("mig-send", &send("--guest idle --to udp:h:1").unwrap_err()).unwrap();
         assert!(failure.cause.contains("udp"), "{failure:?}");
         assert!(usage_failure("mig-send", &send("--help").unwrap_err()).is_none());

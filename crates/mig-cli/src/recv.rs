@@ -9,7 +9,7 @@ use crate::control::Server;
 use crate::event::{Event, Received, Running};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::hold::{attend, control_path, see_off};
+use crate::hold::{attend, control_path, obey_signals, see_off};
 use crate::holder::{End, Holder};
 use crate::machine::Arrival;
 use crate::options::RecvOptions;
@@ -55,8 +55,9 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
     if let Some(bytes) = options.max_memory {
         receiver = receiver.max_memory_bytes(bytes);
     }
+    let signals = obey_signals(server.path());
     let holder: Arc<Holder<Machine>> = Holder::receiving(output.clone(), SIDE);
-    attend(&holder, &mut server);
+    attend(&holder, &mut server, &signals);
     output.tell(Event::Listening { addr: listener.address().to_string() });
     receive_one(&holder, &listener, &mut receiver, output);
     // A second guest would have no place here.

@@ -9,7 +9,7 @@ use crate::control::Server;
 use crate::event::{Event, Started};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::hold::{attend, control_path, see_off, shown};
+use crate::hold::{attend, control_path, obey_signals, see_off, shown};
 use crate::holder::{End, Holder};
 use crate::options::SendOptions;
 use crate::output::{Output, Stream};
@@ -92,10 +92,12 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
         options.to.as_ref().ok_or_else(|| Failure::new(SIDE, "options", "--to is missing", "give it"))?;
     let (to, engine) = options.migrate(to).options()?;
     let mut server = Server::bind(&control_path(&options.control, "mig-send"))?;
+    let signals = obey_signals(server.path());
     let machine = boot(options, console)?;
-    output.tell(started(&machine, Some(shown(server.path()))));
+    let started = started(&machine, Some(shown(server.path())));
     let holder: Arc<Holder<Machine>> = Holder::running(machine, output.clone(), SIDE);
-    attend(&holder, &mut server);
+    output.tell(started);
+    attend(&holder, &mut server, &signals);
     if holder.wait_ended_for(options.after).is_none()
         && let Err(not_moved) = holder.migrate(&to, &engine, &|_| {})
     {

@@ -295,13 +295,13 @@ impl Destination {
     fn refused(&mut self, refusals: Vec<Refusal>) -> Vec<Action> {
         let step = self.step();
         self.stage = Stage::Ended;
-        let reasons: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-        let fault = Fault::new(
-            Side::Destination,
-            step,
-            Blame::Configuration,
-            format!("refused the guest: {}", reasons.join("; ")),
-        );
+        let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.what, r.cause)).collect();
+        let cause = format!("refused the guest: {}", reasons.join("; "));
+        let mut remedies: Vec<&str> =
+            refusals.iter().map(|r| r.remedy.as_str()).filter(|r| !r.is_empty()).collect();
+        remedies.dedup();
+        let fault =
+            Fault::new(Side::Destination, step, Blame::Configuration, cause).remedy(remedies.join("; "));
         vec![Action::Send(Message::Refuse(refusals)), Action::End(End::NotReceived(fault))]
     }
 
@@ -456,7 +456,10 @@ impl Destination {
     fn cancelled(&mut self) -> Vec<Action> {
         match self.stage {
             Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Vec::new(),
-            _ => self.give_up(Fault::new(Side::Destination, self.step(), Blame::Configuration, "cancelled")),
+            _ => {
+                let fault = Fault::new(Side::Destination, self.step(), Blame::Configuration, "cancelled");
+                self.give_up(fault.remedy("migrate again when it suits"))
+            }
         }
     }
 

@@ -671,7 +671,7 @@ impl Source {
             | Stage::Ended => Vec::new(),
             _ => {
                 let fault = Fault::new(Side::Source, self.step(), Blame::Configuration, "cancelled");
-                self.give_up(now, fault, true)
+                self.give_up(now, fault.remedy("migrate again when it suits"), true)
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::memory::Ram;
 
 /// Offsets into the image and, the same, into the zero page.
 const SETUP_SECTORS: usize = 0x1f1;
+const CODE_PARAGRAPHS: usize = 0x1f4;
 const JUMP_LENGTH: usize = 0x201;
 const MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
@@ -54,6 +55,16 @@ pub(super) fn load(image: &Image<'_>, memory: &Ram, memory_bytes: u64) -> Result
     };
     let code = bytes.get((setup_sectors + 1) * 512..).filter(|c| !c.is_empty());
     let code = code.ok_or_else(|| image.not_a_kernel("its code is cut off"))?;
+
+    // In units of 16 bytes, the last of which may be begun only; what follows is a signature.
+    let paragraphs = u32_at(bytes, CODE_PARAGRAPHS) as usize;
+    if code.len().div_ceil(16) < paragraphs {
+        return Err(image.not_a_kernel(format!(
+            "its file is cut short: {} bytes of code of {}",
+            code.len(),
+            paragraphs * 16
+        )));
+    }
 
     let (memory_end, end) = (memory_bytes.min(HOLE_START), HIGH_START + code.len() as u64);
     if end > memory_end {

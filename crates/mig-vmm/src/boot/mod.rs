@@ -188,7 +188,14 @@ impl Image<'_> {
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
-    std::fs::read(path).map_err(|source| BootError::Read { what, path: path.into(), source })
+    let read = || {
+        // Devices and pipes may never end, and pipes hold up who opens them.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("it is not a regular file"));
+        }
+        std::fs::read(path)
+    };
+    read().map_err(|source| BootError::Read { what, path: path.into(), source })
 }
 
 #[cfg(test)]
@@ -236,6 +243,23 @@ mod tests {
         let kernel = file(&bzimage(&[0xf4]));
         let error = boot(kernel.path(), Some(Path::new("/nowhere/initrd")), "").unwrap_err();
         assert!(error.to_string().contains("initrd /nowhere/initrd"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_rather_than_read_for_ever() {
+        for path in ["/dev/zero", "/"] {
+            let error = boot(Path::new(path), None, "").unwrap_err();
+            assert!(matches!(error, BootError::Read { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bzimage_that_was_cut_short_is_refused() {
+        let mut image = bzimage(&[0xf4; 33]);
+        image[0x1f4..0x1f8].copy_from_slice(&3u32.to_le_bytes());
+        assert!(boot(file(&image).path(), None, "").is_ok());
+        let error = boot(file(&image[..image.len() - 1]).path(), None, "").unwrap_err();
+        assert!(error.to_string().contains("cut short"), "{error}");
     }
 
     #[test]

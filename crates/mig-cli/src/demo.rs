@@ -47,6 +47,7 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
     let holder = Holder::running(machine, output.clone(), "source");
     let interrupted = holder.clone();
     on_signal(move |signal| {
+        // The receiver's end follows from this one's.
         let now = signal == Signal::Terminate || interrupted.interrupt() == Interrupted::ExitNow;
         if now {
             std::process::exit(Exit::Failed as i32);
@@ -54,6 +55,7 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
     });
     let before = holder.status().heartbeats;
     if holder.wait_ended_for(WATCH).is_some() {
+        output.note("the demo was ended, and its guest with it");
         return Ok(Exit::Failed);
     }
     let here = holder.status().heartbeats;
@@ -67,6 +69,7 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
         if not_moved.report.is_none() {
             output.tell(Event::Error(not_moved.failure));
         }
+        output.note("the demo ends, and its guest with it");
         return Ok(Exit::Failed);
     }
     debug_assert_eq!(holder.wait_ended_for(Duration::ZERO), Some(End::Moved));
@@ -218,5 +221,9 @@ pub fn receiver(control: &Path) -> Result<Exit, Failure> {
         Exit::Usage
     });
     output.flush();
+    // The demo does so too, unless it was ended at once.
+    if let Some(directory) = control.parent() {
+        let _ = std::fs::remove_dir(directory);
+    }
     Ok(exit)
 }

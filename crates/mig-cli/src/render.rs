@@ -106,8 +106,8 @@ impl Renderer {
         let mut text = String::new();
         if !std::mem::replace(&mut self.head_shown, true) {
             let head = format!(
-                "{:>5}  {:>10}  {:>10}  {:>12}  {:>10}  {:>12}  next",
-                "round", "sent", "dirtied", "rate", "took", "pause now"
+                "{:>5} {:>10} {:>10} {:>12} {:>9}  next",
+                "round", "sent", "dirtied", "rate", "pause now"
             );
             text.push_str(&self.paint(Style::Dim, &head));
             text.push('\n');
@@ -115,15 +115,14 @@ impl Renderer {
         let next = match (round.decision.as_str(), &round.stop_reason) {
             ("switch-over", Some(reason)) => self.paint(Style::Green, &format!("switch over: {reason}")),
             ("abort", Some(reason)) => self.paint(Style::Red, &format!("give up: {reason}")),
-            _ => format!("another round; nearest: {}", round.nearest_rule),
+            _ => format!("on; near: {}", round.nearest_rule),
         };
         text.push_str(&format!(
-            "{:>5}  {:>10}  {:>10}  {:>12}  {:>10}  {:>12}  {next}\n",
+            "{:>5} {:>10} {:>10} {:>12} {:>9}  {next}\n",
             round.round,
             bytes(round.sent_bytes),
             bytes(round.dirtied_bytes),
             bytes(round.bytes_per_second) + "/s",
-            millis(round.elapsed_ms),
             millis(round.predicted_downtime_ms),
         ));
         text
@@ -165,13 +164,13 @@ impl Renderer {
 
     fn moved(&self, report: &Report) -> String {
         let mut text = format!(
-            "{} in {}, {}, {} sent for {} of memory ({} raw, {} zero)\n",
+            "{} in {}, {}, {} sent for {} of memory\npages: {} raw, {} zero\n",
             self.paint(Style::Green, "moved"),
             millis(report.total_ms),
             count(report.rounds.into(), "round"),
             bytes(report.sent_bytes),
             round_bytes(report.ram_bytes),
-            count(report.pages.raw, "page"),
+            report.pages.raw,
             report.pages.zero,
         );
         if let (Some(total), Some(downtime)) = (report.downtime_ms, &report.downtime) {
@@ -274,11 +273,16 @@ mod tests {
     fn a_round_is_one_line_below_a_head_that_is_shown_once() {
         let mut renderer = plain();
         let round = Event::Round((&examples::round()).into());
-        let line = "    0   128.0 MiB    20.0 MiB   320.0 MiB/s    400.0 ms       71.2 ms  \
-                    another round; nearest: within-budget\n";
-        let head = "round        sent     dirtied          rate        took     pause now  next\n";
+        let line = "    0  128.0 MiB   20.0 MiB  320.0 MiB/s   71.2 ms  on; near: within-budget\n";
+        let head = "round       sent    dirtied         rate pause now  next\n";
         assert_eq!(renderer.render(&round), format!("{head}{line}"));
         assert_eq!(renderer.render(&round), line);
+        let mut large: Round = (&examples::round()).into();
+        (large.sent_bytes, large.dirtied_bytes) = (1023 << 30, 1023 << 30);
+        (large.bytes_per_second, large.predicted_downtime_ms) = (1023 << 20, 99_000.0);
+        (large.decision, large.stop_reason) = ("switch-over".into(), Some("within-budget".into()));
+        let line = renderer.render(&Event::Round(large));
+        assert!(line.len() <= 80, "it fits a terminal: {line}");
     }
 
     #[test]
@@ -295,7 +299,8 @@ mod tests {
     fn the_report_splits_the_downtime() {
         let text = plain().render(&Event::Report(Box::new((&examples::moved()).into())));
         let expected = "\
-moved in 1.24 s, 4 rounds, 530.0 MiB sent for 1 GiB of memory (135000 pages raw, 100000 zero)
+moved in 1.24 s, 4 rounds, 530.0 MiB sent for 1 GiB of memory
+pages: 135000 raw, 100000 zero
 downtime 5.00 ms (predicted 5.50 ms; the guest itself missed 5.90 ms)
   pause        0.30 ms  ██
   save         0.42 ms    ████

@@ -35,12 +35,11 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, Failure> {
         let name = format!("unix:{}", path.display());
         let stream = UnixStream::connect(path).map_err(|e| {
-            Failure::new(
-                "source",
-                "control",
-                format!("no holder answers at {name}: {e}"),
-                "give the --control path of a mig-send or mig-recv that runs",
-            )
+            let remedy = match e.kind() {
+                io::ErrorKind::PermissionDenied => "only the user who runs the holder may control it",
+                _ => "give the --control path of a mig-send or mig-recv that runs",
+            };
+            Failure::new("source", "control", format!("no holder answers at {name}: {e}"), remedy)
         })?;
         Ok(Self { reader: BufReader::new(stream), name })
     }

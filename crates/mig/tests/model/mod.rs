@@ -1,6 +1,6 @@
 //! A guest without KVM: a thread that writes its memory, a dirty log in software, one section of state.
 
-#![allow(unreachable_pub, missing_docs)] // a part of one test program
+#![allow(unreachable_pub, missing_docs, dead_code)] // a part of several test programs
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -110,6 +110,11 @@ impl Model {
 
     pub fn is_tracked(&self) -> bool {
         self.tracker.started
+    }
+
+    /// The first byte of a page of the first region, which the guest itself never writes.
+    pub fn first_byte(&self, page: u64) -> u8 {
+        self.shared.memory.read_obj(GuestAddress(page * PAGE)).unwrap()
     }
 
     /// Waits until it has written more.

@@ -1,0 +1,220 @@
+//! A source that is spoken by hand, frame by frame: what a receiver makes of it when it is right, and when it
+//! is not.
+
+mod model;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use mig::describe::Region;
+use mig::{Cancel, Description, Fault, Listener, Received, Section, receive};
+use mig_wire::header::{HEADER_BYTES, Header, Kind};
+use mig_wire::hello::{Attach, Hello, session_tag};
+use mig_wire::pages::{self, Encoding, RoundEnd, Run};
+use mig_wire::{Blame, Message};
+use model::{Host, Model};
+
+const SESSION: [u8; 16] = *b"spoken by hand!!";
+/// Two chunks, one for each channel.
+const PAGES: u64 = 1024;
+
+struct Peer {
+    stream: TcpStream,
+    sequence: u64,
+}
+
+impl Peer {
+    fn connect(address: &mig::Address) -> Self {
+        let stream = TcpStream::connect(address.to_string().trim_start_matches("tcp:")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Self { stream, sequence: 0 }
+    }
+
+    fn say(&mut self, message: &Message) {
+        let frame = message.encode(self.sequence, session_tag(&SESSION)).unwrap();
+        self.sequence += 1;
+        self.stream.write_all(&frame).unwrap();
+    }
+
+    /// The next message that is no ping; `None` at the end.
+    fn hear(&mut self) -> Option<Message> {
+        loop {
+            let mut head = [0; HEADER_BYTES];
+            self.stream.read_exact(&mut head).ok()?;
+            let header = Header::decode(&head).unwrap();
+            let mut body = vec![0; header.body_bytes()];
+            self.stream.read_exact(&mut body).unwrap();
+            match Message::decode(&header, &body).unwrap() {
+                Message::Ping(_) => {}
+                message => return Some(message),
+            }
+        }
+    }
+
+    fn frame(&mut self, kind: Kind, round: u32, items: u16, body: &[u8]) {
+        let (sequence, session) = (self.sequence, session_tag(&SESSION));
+        let length = body.len() as u32;
+        let header = Header { kind, items, length, round, sequence, session, body_crc: 0 };
+        self.sequence += 1;
+        self.stream.write_all(&[&header.encode()[..], body].concat()).unwrap();
+    }
+
+    /// One page, all bytes `value`; as a page of zeros if that is 0.
+    fn page(&mut self, round: u32, first_page: u64, value: u8) {
+        let encoding = if value == 0 { Encoding::Zero } else { Encoding::Raw };
+        let mut body = Vec::new();
+        pages::encode_table(&[Run { first_page, count: 1, encoding }], &mut body);
+        if value != 0 {
+            body.extend_from_slice(&[value; 4096]);
+        }
+        self.frame(Kind::Pages, round, 1, &body);
+    }
+
+    fn end_round(&mut self, round: u32, zero_pages: u64, raw_pages: u64) {
+        self.frame(Kind::RoundEnd, round, 0, &RoundEnd { zero_pages, raw_pages }.encode());
+    }
+}
+
+/// A source with two page channels attached, ready to send round 0.
+struct Source {
+    control: Peer,
+    channels: [Peer; 2],
+}
+
+fn attach(address: &mig::Address, secret: [u8; 16], channel: u16) -> Peer {
+    let mut peer = Peer::connect(address);
+    peer.say(&Message::Attach(Attach { session: SESSION, secret, channel }));
+    peer
+}
+
+impl Source {
+    fn new(address: &mig::Address) -> Self {
+        let mut control = Peer::connect(address);
+        control.say(&Message::Hello(Hello {
+            version_min: 1,
+            version_max: 1,
+            required: 0,
+            optional: 0,
+            channels: 2,
+            session: SESSION,
+        }));
+        let Some(Message::Welcome(welcome)) = control.hear() else { panic!("no welcome") };
+        assert_eq!(welcome.channels, 2);
+        control.say(&Message::Describe(Box::new(Description {
+            architecture: "model".into(),
+            page_bytes: 4096,
+            vcpus: 1,
+            regions: vec![Region { guest_address: 0, bytes: PAGES * 4096 }],
+            boot_id: None,
+            schemas: Vec::new(),
+            platform: Vec::new(),
+        })));
+        assert!(matches!(control.hear(), Some(Message::Accept(_))));
+        let mut stranger = attach(address, [0; 16], 0);
+        assert_eq!(stranger.hear(), None, "without the secret there is no channel");
+        let mut channels = [0, 1].map(|channel| attach(address, welcome.secret, channel));
+        for channel in &mut channels {
+            assert_eq!(channel.hear(), Some(Message::Attached));
+        }
+        Self { control, channels }
+    }
+
+    fn end_round(&mut self, round: u32, counts: [(u64, u64); 2]) {
+        for (channel, (zero, raw)) in self.channels.iter_mut().zip(counts) {
+            channel.end_round(round, zero, raw);
+        }
+    }
+
+    fn state(&mut self, round: u32) {
+        self.control.say(&Message::State { round, sections: vec![Section::critical("model", 0, 1, &7u64)] });
+    }
+}
+
+/// Runs a receiver against `speak`.
+fn received(speak: impl FnOnce(&mut Source)) -> Received<Model> {
+    let listener = Listener::bind(&mig::Address::tcp("127.0.0.1", 0)).unwrap();
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &()));
+        let mut source = Source::new(listener.address());
+        speak(&mut source);
+        drop(source);
+        receiving.join().unwrap()
+    })
+}
+
+fn refused(speak: impl FnOnce(&mut Source)) -> Fault {
+    let outcome = received(|source| {
+        speak(source);
+        assert!(matches!(source.control.hear(), Some(Message::Abort(_))), "it promises not to run the guest");
+    });
+    let Received::NotReceived(fault) = outcome else { panic!("received") };
+    assert_eq!(fault.blame, Blame::Peer, "{fault}");
+    fault
+}
+
+#[test]
+fn a_page_that_becomes_zero_after_it_was_sent_is_zero_here() {
+    let outcome = received(|source| {
+        source.channels[0].page(0, 3, 0xaa);
+        source.channels[0].page(0, 4, 0xbb);
+        source.channels[1].page(0, 600, 0xcc);
+        source.end_round(0, [(0, 2), (0, 1)]);
+        assert_eq!(source.control.hear(), Some(Message::RoundAck { round: 0 }));
+        source.channels[0].page(1, 3, 0);
+        source.channels[1].page(1, 601, 0);
+        source.end_round(1, [(1, 0), (1, 0)]);
+        source.state(1);
+        assert_eq!(source.control.hear(), Some(Message::RoundAck { round: 1 }));
+        assert!(matches!(source.control.hear(), Some(Message::Ready { .. })));
+        source.control.say(&Message::Commit);
+        assert!(matches!(source.control.hear(), Some(Message::Running { .. })));
+        assert!(matches!(source.control.hear(), Some(Message::Gap(_))));
+    });
+    let Received::Running { vm, report } = outcome else { panic!("not running") };
+    assert_eq!([3, 4, 600, 601].map(|page| vm.first_byte(page)), [0, 0xbb, 0xcc, 0]);
+    assert_eq!((report.pages.raw, report.pages.zero, report.rounds), (3, 2, 2));
+}
+
+#[test]
+fn a_page_on_the_channel_of_another_is_refused() {
+    let fault = refused(|source| source.channels[0].page(0, 600, 1));
+    assert!(fault.cause.contains("another channel"), "{fault}");
+}
+
+#[test]
+fn a_page_beyond_the_guests_memory_is_refused() {
+    let fault = refused(|source| source.channels[0].page(0, PAGES, 1));
+    assert!(fault.cause.contains("page index"), "{fault}");
+    let fault = refused(|source| source.channels[0].page(0, u64::MAX, 1));
+    assert!(fault.cause.contains("page index"), "{fault}");
+}
+
+#[test]
+fn a_round_that_ends_with_fewer_pages_than_were_said_to_be_sent_is_refused() {
+    let fault = refused(|source| {
+        source.channels[0].page(0, 3, 1);
+        source.channels[0].end_round(0, 0, 2);
+    });
+    assert!(fault.cause.contains("not those that were sent"), "{fault}");
+}
+
+#[test]
+fn a_missing_frame_is_noticed_on_either_kind_of_channel() {
+    let fault = refused(|source| {
+        source.channels[1].sequence += 1;
+        source.channels[1].page(0, 600, 1);
+    });
+    assert!(fault.cause.contains("a frame is missing"), "{fault}");
+    let fault = refused(|source| {
+        source.control.sequence += 1;
+        source.state(0);
+    });
+    assert!(fault.cause.contains("a message is missing"), "{fault}");
+}
+
+#[test]
+fn a_commit_before_the_state_is_refused() {
+    let fault = refused(|source| source.control.say(&Message::Commit));
+    assert!(fault.cause.contains("commit out of turn"), "{fault}");
+}

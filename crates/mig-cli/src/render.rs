@@ -63,7 +63,10 @@ impl Renderer {
             }
             Event::Connected { version, channels } => {
                 let channels = count((*channels).into(), "page channel");
-                self.paint(Style::Dim, &format!("connected: protocol {version}, {channels}")) + "\n"
+                self.paint(
+                    Style::Dim,
+                    &format!("connected: protocol {version}, {channels}; the destination takes its memory"),
+                ) + "\n"
             }
             Event::Round(round) => self.round(round),
             Event::Paused => self.paint(Style::Dim, "guest paused for the switchover") + "\n",

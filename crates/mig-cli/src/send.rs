@@ -96,8 +96,8 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     let machine = boot(options, console)?;
     let started = started(&machine, Some(shown(server.path())));
     let holder: Arc<Holder<Machine>> = Holder::running(machine, output.clone(), SIDE);
-    output.tell(started);
     attend(&holder, &mut server, &signals);
+    output.tell(started);
     if holder.wait_ended_for(options.after).is_none()
         && let Err(not_moved) = holder.migrate(&to, &engine, &|_| {})
     {

@@ -64,6 +64,21 @@ fn a_name_that_does_not_resolve_leaves_the_guest_here() {
 }
 
 #[test]
+fn ctrl_c_as_soon_as_a_guest_has_started_ends_it_and_takes_its_socket_away() {
+    if kvm_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = mig_send();
+        command.args(["--guest", "clock", "--memory", "64MiB", "--to", "tcp:127.0.0.1:1", "--after", "1m"]);
+        let sender = Program::start(command, &directory.path().join("send.sock"));
+        sender.event("started");
+        sender.signal("INT");
+        let (control, (status, _)) = (sender.control.clone(), sender.end());
+        assert_eq!(status.code(), Some(1));
+        assert!(!control.exists());
+    }
+}
+
+#[test]
 fn a_refused_port_leaves_the_guest_here() {
     if kvm_is_there() {
         let directory = tempfile::tempdir().unwrap();

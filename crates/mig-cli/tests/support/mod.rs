@@ -114,6 +114,12 @@ impl Program {
         }
     }
 
+    /// Sends it a signal, by name.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill starts").success());
+    }
+
     /// One request over the control socket, and its answer.
     pub fn ask(&self, request: &Value) -> Value {
         ask(&self.control, request)

@@ -72,18 +72,40 @@ pub(super) fn run<I: Incoming>(
         let _ = cancelled_tx.try_send(());
     });
     std::thread::scope(|scope| {
+        // dropped when an embedder's code panics, too
+        let _stopping = StopListening(&stop);
         scope.spawn(|| listen::run(listener, &stop, &arrived));
-        let received = match await_source(&arrivals, &cancelled, observer) {
+        match await_source(&arrivals, &cancelled, observer) {
             Ok((stream, hello)) => {
                 Driver::new(scope, incoming, observer, &arrivals, &cancelled, streams, stream, &hello)
                     .and_then(|driver| driver.drive(hello))
                     .unwrap_or_else(Received::NotReceived)
             }
             Err(fault) => Received::NotReceived(fault),
-        };
-        stop.store(true, Ordering::Relaxed);
-        received
+        }
     })
+}
+
+/// Ends the listening thread when it is dropped.
+struct StopListening<'a>(&'a AtomicBool);
+
+impl Drop for StopListening<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Closes every stream when it is dropped, which ends every thread that waits for one.
+struct HangUp {
+    link: Arc<Link>,
+    streams: Arc<Streams>,
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        self.link.close();
+        self.streams.close();
+    }
 }
 
 fn await_source(
@@ -109,6 +131,31 @@ fn await_source(
     }
 }
 
+/// How long a source that is alive may take for its next word; `None` where that depends on its guest.
+fn patience(step: Step) -> Option<Duration> {
+    match step {
+        Step::Handshake | Step::Describe | Step::Attach => Some(Duration::from_secs(10)),
+        Step::Commit => Some(Duration::from_secs(60)),
+        Step::Connect
+        | Step::Prepare
+        | Step::Track
+        | Step::Round(_)
+        | Step::Pause
+        | Step::Save
+        | Step::LastSync
+        | Step::LastRound
+        | Step::Verify
+        | Step::Load
+        | Step::Resume => None,
+    }
+}
+
+/// The source lives but does not go on: its fault, so that the machine ends with a promise, not in doubt.
+fn too_late(step: Step) -> Fault {
+    let cause = "the source is there but has not gone on in time";
+    Fault::new(Side::Destination, step, Blame::Peer, cause).remedy("see what the source is doing; send again")
+}
+
 fn turn_away(observer: &dyn Observer, peer: String, cause: &str) {
     observer.progress(&Progress::TurnedAway { peer, cause: cause.into() });
 }
@@ -127,6 +174,9 @@ struct Driver<'s, 'e, 'a, I: Incoming> {
     note: Sender<Note>,
     /// Dropped to end the watching thread.
     _watch: Sender<()>,
+    _hang_up: HangUp,
+    /// When the source must have answered.
+    deadline: Option<Instant>,
     clock: Instant,
     machine: Option<Destination>,
     guest: Option<Guest<I::Vm>>,
@@ -177,6 +227,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 channels.close();
             });
         });
+        let hang_up = HangUp { link: link.clone(), streams: streams.clone() };
         Ok(Self {
             scope,
             incoming,
@@ -190,6 +241,8 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             notes,
             note,
             _watch: watch,
+            _hang_up: hang_up,
+            deadline: None,
             clock: Instant::now(),
             machine: Some(Destination::new(secret, MAX_CHANNELS)),
             guest: None,
@@ -209,10 +262,12 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 self.farewell();
                 return self.received(end);
             }
+            let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
                 recv(self.arrivals) -> arrival => self.arrived(arrival.ok()),
                 recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
+                recv(late) -> _ => self.feed(Event::Failed(too_late(self.step()))),
             }
         }
     }
@@ -330,6 +385,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
 
     /// Gives the machine an event and does what it asks for, and so on.
     fn feed(&mut self, event: Event) {
+        let before = self.step();
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let machine = self.machine.take().expect("put back below");
@@ -338,6 +394,10 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             for action in actions {
                 events.extend(self.perform(action));
             }
+        }
+        let step = self.step();
+        if step != before {
+            self.deadline = patience(step).map(|patience| Instant::now() + patience);
         }
     }
 

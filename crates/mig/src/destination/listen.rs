@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{SendTimeoutError, Sender};
 use mig_core::{Side, Step};
 use mig_wire::Message;
 use mig_wire::hello::{Attach, Hello, session_tag};
@@ -56,18 +56,27 @@ pub(super) fn run(listener: &Listener, stop: &AtomicBool, arrivals: &Sender<Arri
                 let (arrivals, unknown) = (arrivals.clone(), unknown.clone());
                 std::thread::spawn(move || {
                     let arrival = introduce(stream);
-                    unknown.fetch_sub(1, Ordering::Relaxed);
                     // a receive that has ended has no use for it
                     let _ = arrivals.send(arrival);
+                    // only now: a thread that waits for a busy coordinator counts too
+                    unknown.fetch_sub(1, Ordering::Relaxed);
                 });
             }
             Ok(None) => {}
             // one connection's trouble, not the listener's (accept(2))
             Err(e) if is_transient(&e) => std::thread::sleep(POLL),
-            Err(e) => {
-                let _ = arrivals.send(Arrival::Deaf(e));
-                return;
-            }
+            Err(e) => return say_deaf(e, stop, arrivals),
+        }
+    }
+}
+
+/// Reports that the listener failed, unless the receive is over before there is room for the report.
+fn say_deaf(error: std::io::Error, stop: &AtomicBool, arrivals: &Sender<Arrival>) {
+    let mut arrival = Arrival::Deaf(error);
+    while !stop.load(Ordering::Relaxed) {
+        match arrivals.send_timeout(arrival, POLL) {
+            Err(SendTimeoutError::Timeout(back)) => arrival = back,
+            Ok(()) | Err(SendTimeoutError::Disconnected(_)) => return,
         }
     }
 }

@@ -133,6 +133,8 @@ struct Driver<'s, 'e, V> {
     sending: Option<Sending>,
     sections: Vec<Section>,
     told: Instant,
+    /// When the destination must have answered.
+    deadline: Option<Instant>,
     /// The control channel has given its last event.
     link_ended: bool,
     report: Option<Report>,
@@ -203,6 +205,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             sending: None,
             sections: Vec::new(),
             told: began,
+            deadline: None,
             link_ended: false,
             report: None,
         }
@@ -239,9 +242,14 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         self.plan_ahead();
         let waiting = self.sending.as_mut().and_then(|s| s.waiting.pop_front());
         let Some((channel, job)) = waiting else {
+            let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
                 recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
+                recv(late) -> _ => {
+                    self.deadline = None;
+                    self.feed(Event::Failed(too_late(self.machine().step())));
+                }
             }
             return;
         };
@@ -297,6 +305,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
 
     /// Gives the machine an event and does what it asks for, and so on.
     fn feed(&mut self, event: Event) {
+        let before = self.machine().step();
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let machine = self.machine.take().expect("put back below");
@@ -305,6 +314,10 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             for action in actions {
                 events.extend(self.perform(action));
             }
+        }
+        let step = self.machine().step();
+        if step != before {
+            self.deadline = patience(step).map(|patience| Instant::now() + patience);
         }
     }
 
@@ -517,6 +530,34 @@ impl<V> Drop for Driver<'_, '_, V> {
         self.link.close();
         self.streams.close();
     }
+}
+
+/// How long a destination that is alive may take for its next word; `None` where that depends on how much
+/// there is to send.
+fn patience(step: Step) -> Option<Duration> {
+    match step {
+        Step::Handshake => Some(Duration::from_secs(10)),
+        // it makes the guest's memory: seconds a GiB where the host must find it first
+        Step::Describe => Some(Duration::from_secs(600)),
+        Step::Load | Step::Verify => Some(Duration::from_secs(60)),
+        Step::Commit => Some(Duration::from_secs(30)),
+        Step::Connect
+        | Step::Prepare
+        | Step::Attach
+        | Step::Track
+        | Step::Round(_)
+        | Step::Pause
+        | Step::Save
+        | Step::LastSync
+        | Step::LastRound
+        | Step::Resume => None,
+    }
+}
+
+/// The destination lives but does not go on. Before Commit the guest stays, after it this is a doubt.
+fn too_late(step: Step) -> Fault {
+    let cause = "the destination is there but has not gone on in time";
+    Fault::new(Side::Source, step, Blame::Peer, cause).remedy("see what the destination is doing")
 }
 
 /// The addresses of the pages of the sampled chunks that differ from the destination's.

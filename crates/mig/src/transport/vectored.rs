@@ -1,4 +1,4 @@
-//! `readv` and `writev` over guest memory: the kernel copies, so no Rust reference to it is made.
+//! Reading and writing sockets from and to guest memory: the kernel copies, so no Rust reference is made.
 
 #![allow(unsafe_code)]
 
@@ -14,8 +14,15 @@ const MAX_VECTORS: usize = 1024;
 /// Each vector is mapped readable memory for the whole call.
 pub(super) unsafe fn write_all(fd: BorrowedFd<'_>, vectors: &mut [libc::iovec]) -> io::Result<()> {
     transfer(vectors, |part| {
-        // SAFETY: the caller vouches for the memory; the count is within the slice.
-        unsafe { libc::writev(fd.as_raw_fd(), part.as_ptr(), part.len() as libc::c_int) }
+        // SAFETY: the caller vouches for the memory; the count is within the slice; a zeroed `msghdr` has no
+        // address and no control data.
+        unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = part.as_ptr().cast_mut();
+            message.msg_iovlen = part.len();
+            // not writev: a peer that is gone must not end an embedder's process by SIGPIPE
+            libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
+        }
     })
 }
 

@@ -218,3 +218,41 @@ fn a_commit_before_the_state_is_refused() {
     let fault = refused(|source| source.control.say(&Message::Commit));
     assert!(fault.cause.contains("commit out of turn"), "{fault}");
 }
+
+#[test]
+fn a_source_that_lives_but_never_goes_on_is_given_up_with_a_promise() {
+    let listener = Listener::bind(&mig::Address::tcp("127.0.0.1", 0)).unwrap();
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &()));
+        let mut control = Peer::connect(listener.address());
+        control.say(&Message::Hello(Hello {
+            version_min: 1,
+            version_max: 1,
+            required: 0,
+            optional: 0,
+            channels: 2,
+            session: SESSION,
+        }));
+        assert!(matches!(control.hear(), Some(Message::Welcome(_))));
+        // it is alive, so silence is not what ends it
+        let mut pinging = Peer { stream: control.stream.try_clone().unwrap(), sequence: control.sequence };
+        scope.spawn(move || {
+            let tag = session_tag(&SESSION);
+            loop {
+                let ping = Message::Ping(0).encode(pinging.sequence, tag).unwrap();
+                pinging.sequence += 1;
+                if pinging.stream.write_all(&ping).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let last = (0..300).map(|_| control.hear()).find(|m| !matches!(m, Some(Message::Pong(_))));
+        let last = last.expect("more than the pongs of a minute");
+        let Some(Message::Abort(fault)) = last else { panic!("no abort but {last:?}") };
+        assert!(fault.cause.contains("has not gone on in time"), "{fault}");
+        assert!(
+            matches!(receiving.join().unwrap(), Received::NotReceived(fault) if fault.blame == Blame::Peer)
+        );
+    });
+}

@@ -27,22 +27,40 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum ReadError {
     #[error("the connection was closed")]
     Closed,
+    /// A deadline on the stream passed.
+    #[error("the peer did not answer in time")]
+    Late,
     #[error("the connection was lost: {0}")]
-    Io(#[source] io::Error),
+    Io(io::Error),
     #[error("the peer breaks the protocol: {0}")]
-    Wire(#[source] WireError),
+    Wire(WireError),
     #[error("the peer breaks the protocol: {0}")]
     Order(&'static str),
 }
 
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // which of the two, the platform decides (Rust's TcpStream::set_read_timeout)
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
+            _ => Self::Io(error),
+        }
+    }
+}
+
 impl ReadError {
+    /// Whether it is explained by a peer that fell silent, and was therefore hung up on.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Closed | Self::Late | Self::Io(_))
+    }
+
     pub(crate) fn fault(&self, side: Side, step: Step) -> Fault {
         let blame = match self {
-            Self::Closed | Self::Io(_) => Blame::Network,
+            Self::Closed | Self::Late | Self::Io(_) => Blame::Network,
             Self::Wire(_) | Self::Order(_) => Blame::Peer,
         };
         let remedy = match self {
-            Self::Closed | Self::Io(_) => "check the other side and the network between",
+            Self::Closed | Self::Late | Self::Io(_) => "check the other side and the network between",
             Self::Wire(WireError::NotOurs { .. }) => "check host and port: something else listens there",
             Self::Wire(_) | Self::Order(_) => "use the same version on both sides",
         };
@@ -61,7 +79,7 @@ pub(crate) fn read_header(stream: &Stream) -> Result<Option<Header>, ReadError> 
             Ok(0) => return Header::decode(&bytes).map(Some).map_err(ReadError::Wire),
             Ok(count) => filled += count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(ReadError::Io(e)),
+            Err(e) => return Err(e.into()),
         }
     }
     Header::decode(&bytes).map(Some).map_err(ReadError::Wire)
@@ -71,7 +89,7 @@ pub(crate) fn read_header(stream: &Stream) -> Result<Option<Header>, ReadError> 
 pub(crate) fn read_message(stream: &Stream) -> Result<(Header, Message), ReadError> {
     let header = read_header(stream)?.ok_or(ReadError::Closed)?;
     let mut body = vec![0; header.body_bytes()];
-    stream.read_exact(&mut body).map_err(ReadError::Io)?;
+    stream.read_exact(&mut body).map_err(ReadError::from)?;
     let message = Message::decode(&header, &body).map_err(ReadError::Wire)?;
     Ok((header, message))
 }
@@ -117,7 +135,7 @@ impl Link {
     fn send_as(&self, sequence: &mut u64, message: &Message) -> Result<(), ReadError> {
         let frame = message.encode(*sequence, self.session).map_err(ReadError::Wire)?;
         *sequence += 1;
-        self.stream.write_all(&frame).map_err(ReadError::Io)
+        self.stream.write_all(&frame).map_err(ReadError::from)
     }
 
     /// Reads until the channel ends, giving everything to `sink`; the last event is [`LinkEvent::Lost`].

@@ -307,7 +307,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 self.link_ended = true;
                 let silence = self.link.silence();
                 let mut fault = error.fault(Side::Destination, self.step());
-                if silence > SILENCE_DEADLINE {
+                if silence > SILENCE_DEADLINE && error.is_silence() {
                     fault.blame = Blame::Network;
                     fault.cause = format!("the source has been silent for {:.1} s", silence.as_secs_f64());
                 }

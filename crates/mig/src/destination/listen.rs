@@ -18,7 +18,7 @@ use crate::transport::{Listener, Stream};
 
 /// How long a connection may take to say what it is.
 const INTRODUCTION: Duration = Duration::from_secs(2);
-const MAX_UNKNOWN: usize = 16;
+const MAX_UNKNOWN: usize = 64;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Somebody has introduced himself, or failed to.
@@ -110,15 +110,15 @@ fn introduce(stream: Stream) -> Arrival {
 }
 
 fn first_message(stream: &Stream) -> Result<Message, ReadError> {
-    stream.set_read_deadline(Some(INTRODUCTION)).map_err(ReadError::Io)?;
-    stream.set_write_deadline(Some(INTRODUCTION)).map_err(ReadError::Io)?;
+    stream.set_read_deadline(Some(INTRODUCTION)).map_err(ReadError::from)?;
+    stream.set_write_deadline(Some(INTRODUCTION)).map_err(ReadError::from)?;
     let header = read_header(stream)?.ok_or(ReadError::Closed)?;
     // checked before the body is read: a stranger may not make us take more
     if !matches!(header.kind, mig_wire::Kind::Hello | mig_wire::Kind::Attach) {
         return Err(ReadError::Order("the first message is neither hello nor attach"));
     }
     let mut body = vec![0; header.body_bytes()];
-    stream.read_exact(&mut body).map_err(ReadError::Io)?;
+    stream.read_exact(&mut body).map_err(ReadError::from)?;
     let message = Message::decode(&header, &body).map_err(ReadError::Wire)?;
     let session = match &message {
         Message::Hello(hello) => session_tag(&hello.session),
@@ -128,7 +128,7 @@ fn first_message(stream: &Stream) -> Result<Message, ReadError> {
     if header.session != session || header.sequence != 0 {
         return Err(ReadError::Order("header and message differ"));
     }
-    stream.set_read_deadline(None).map_err(ReadError::Io)?;
-    stream.set_write_deadline(None).map_err(ReadError::Io)?;
+    stream.set_read_deadline(None).map_err(ReadError::from)?;
+    stream.set_write_deadline(None).map_err(ReadError::from)?;
     Ok(message)
 }

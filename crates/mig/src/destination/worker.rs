@@ -114,7 +114,7 @@ impl Worker<'_> {
             }
             Kind::RoundEnd => {
                 let mut body = vec![0; header.body_bytes()];
-                self.stream.read_exact(&mut body).map_err(ReadError::Io)?;
+                self.stream.read_exact(&mut body).map_err(ReadError::from)?;
                 let end = RoundEnd::decode(&body).map_err(ReadError::Wire)?;
                 if (end.zero_pages, end.raw_pages) != (counts.zero, counts.raw) {
                     return Err(ReadError::Order("the round's pages are not those that were sent"));
@@ -128,7 +128,7 @@ impl Worker<'_> {
     fn pages(&self, header: &Header, buffers: &mut Buffers) -> Result<PageCounts, ReadError> {
         let table_bytes = pages::expected_table_bytes(header).map_err(ReadError::Wire)?;
         buffers.table.resize(table_bytes, 0);
-        self.stream.read_exact(&mut buffers.table).map_err(ReadError::Io)?;
+        self.stream.read_exact(&mut buffers.table).map_err(ReadError::from)?;
         pages::decode_table(header, &buffers.table, &mut buffers.runs).map_err(ReadError::Wire)?;
         // all of them, before a byte lands
         for run in &buffers.runs {
@@ -136,7 +136,7 @@ impl Worker<'_> {
         }
         let raw = buffers.runs.iter().filter(|r| r.encoding == Encoding::Raw);
         let raw = raw.map(|r| PageRun { first: r.first_page, count: u64::from(r.count) });
-        self.stream.read_pages(self.pages, raw, &mut buffers.vectors).map_err(ReadError::Io)?;
+        self.stream.read_pages(self.pages, raw, &mut buffers.vectors).map_err(ReadError::from)?;
         Ok(self.note_placed(&buffers.runs))
     }
 

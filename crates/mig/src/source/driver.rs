@@ -95,7 +95,8 @@ fn prepare<V: SourceVm>(
     let pages = Pages::new(vm.memory()).map_err(|e| local(Step::Describe, e))?;
     let stream = transport::connect(to)?;
     if cancel.is_cancelled() {
-        return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, "cancelled"));
+        return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, "cancelled")
+            .remedy("migrate again when it suits"));
     }
     let costs = vm.pause_costs();
     let config = SourceConfig {
@@ -296,7 +297,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     fn lost(&self, error: &ReadError) -> Fault {
         let silence = self.link.silence();
         let fault = error.fault(Side::Source, self.machine().step());
-        if silence > SILENCE_DEADLINE {
+        if silence > SILENCE_DEADLINE && error.is_silence() {
             let cause = format!("the destination has been silent for {:.1} s", silence.as_secs_f64());
             return Fault { cause, blame: Blame::Network, ..fault };
         }
@@ -374,7 +375,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let tag = session_tag(&self.session);
         for channel in 0..channels {
             let fault = |e: ReadError| e.fault(Side::Source, Step::Attach);
-            let io = |e: std::io::Error| ReadError::Io(e).fault(Side::Source, Step::Attach);
+            let io = |e: std::io::Error| ReadError::from(e).fault(Side::Source, Step::Attach);
             let stream = transport::connect(self.to).map_err(|f| Fault { step: Step::Attach, ..f })?;
             let attach = Message::Attach(Attach { session: self.session, secret, channel });
             let frame = attach.encode(0, tag).map_err(|e| fault(ReadError::Wire(e)))?;

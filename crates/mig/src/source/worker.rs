@@ -72,7 +72,7 @@ impl<'a> Worker<'a> {
                 Job::EndRound { round } => (round, self.end_round(round, notes)),
             };
             if let Err(error) = result {
-                let fault = ReadError::Io(error).fault(Side::Source, Step::Round(round));
+                let fault = ReadError::from(error).fault(Side::Source, Step::Round(round));
                 // the coordinator may be gone, and with it who would care
                 let _ = notes.send(Note::Failed(fault));
                 return;

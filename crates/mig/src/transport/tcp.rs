@@ -127,6 +127,10 @@ pub(crate) fn connect(address: &Address) -> Result<Stream, Fault> {
             Err(e) => last = e,
         }
     }
+    if matches!(last.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        return Err(fault(Blame::Local, format!("cannot connect to {address}: {last}"))
+            .remedy("allow this process more open files (ulimit -n), or use fewer channels"));
+    }
     Err(fault(Blame::Network, format!("cannot connect to {address}: {last}"))
         .remedy("start mig-recv there, and check the port and firewalls between"))
 }

@@ -11,6 +11,7 @@ pub mod guest;
 mod link;
 pub mod memory;
 pub mod observe;
+mod patience;
 mod random;
 pub mod source;
 mod streams;

@@ -88,17 +88,21 @@ fn attach(address: &mig::Address, secret: [u8; 16], channel: u16) -> Peer {
     peer
 }
 
+fn hello() -> Message {
+    Message::Hello(Hello {
+        version_min: 1,
+        version_max: 1,
+        required: 0,
+        optional: 0,
+        channels: 2,
+        session: SESSION,
+    })
+}
+
 impl Source {
     fn new(address: &mig::Address) -> Self {
         let mut control = Peer::connect(address);
-        control.say(&Message::Hello(Hello {
-            version_min: 1,
-            version_max: 1,
-            required: 0,
-            optional: 0,
-            channels: 2,
-            session: SESSION,
-        }));
+        control.say(&hello());
         let Some(Message::Welcome(welcome)) = control.hear() else { panic!("no welcome") };
         assert_eq!(welcome.channels, 2);
         control.say(&Message::Describe(Box::new(Description {
@@ -225,14 +229,7 @@ fn a_source_that_lives_but_never_goes_on_is_given_up_with_a_promise() {
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &()));
         let mut control = Peer::connect(listener.address());
-        control.say(&Message::Hello(Hello {
-            version_min: 1,
-            version_max: 1,
-            required: 0,
-            optional: 0,
-            channels: 2,
-            session: SESSION,
-        }));
+        control.say(&hello());
         assert!(matches!(control.hear(), Some(Message::Welcome(_))));
         // it is alive, so silence is not what ends it
         let mut pinging = Peer { stream: control.stream.try_clone().unwrap(), sequence: control.sequence };

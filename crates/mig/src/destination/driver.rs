@@ -27,6 +27,7 @@ use crate::guest::{DestinationVm, Incoming, RestoreState};
 use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE};
 use crate::memory::Pages;
 use crate::observe::Observer;
+use crate::patience;
 use crate::random;
 use crate::streams::Streams;
 use crate::transport::{Listener, Stream};
@@ -129,31 +130,6 @@ fn await_source(
             }
         }
     }
-}
-
-/// How long a source that is alive may take for its next word; `None` where that depends on its guest.
-fn patience(step: Step) -> Option<Duration> {
-    match step {
-        Step::Handshake | Step::Describe | Step::Attach => Some(Duration::from_secs(10)),
-        Step::Commit => Some(Duration::from_secs(60)),
-        Step::Connect
-        | Step::Prepare
-        | Step::Track
-        | Step::Round(_)
-        | Step::Pause
-        | Step::Save
-        | Step::LastSync
-        | Step::LastRound
-        | Step::Verify
-        | Step::Load
-        | Step::Resume => None,
-    }
-}
-
-/// The source lives but does not go on: its fault, so that the machine ends with a promise, not in doubt.
-fn too_late(step: Step) -> Fault {
-    let cause = "the source is there but has not gone on in time";
-    Fault::new(Side::Destination, step, Blame::Peer, cause).remedy("see what the source is doing; send again")
 }
 
 fn turn_away(observer: &dyn Observer, peer: String, cause: &str) {
@@ -267,7 +243,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 recv(self.notes) -> note => self.noted(note.ok()),
                 recv(self.arrivals) -> arrival => self.arrived(arrival.ok()),
                 recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
-                recv(late) -> _ => self.feed(Event::Failed(too_late(self.step()))),
+                recv(late) -> _ => self.feed(Event::Failed(patience::too_late(Side::Destination, self.step()))),
             }
         }
     }
@@ -397,7 +373,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         }
         let step = self.step();
         if step != before {
-            self.deadline = patience(step).map(|patience| Instant::now() + patience);
+            self.deadline = patience::with_source(step).map(|patience| Instant::now() + patience);
         }
     }
 

@@ -25,6 +25,7 @@ use crate::guest::SourceVm;
 use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE, read_message};
 use crate::memory::Pages;
 use crate::observe::Observer;
+use crate::patience;
 use crate::random;
 use crate::streams::Streams;
 use crate::transport::{self, Address};
@@ -249,7 +250,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
                 recv(late) -> _ => {
                     self.deadline = None;
-                    self.feed(Event::Failed(too_late(self.machine().step())));
+                    self.feed(Event::Failed(patience::too_late(Side::Source, self.machine().step())));
                 }
             }
             return;
@@ -318,7 +319,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         }
         let step = self.machine().step();
         if step != before {
-            self.deadline = patience(step).map(|patience| Instant::now() + patience);
+            self.deadline = patience::with_destination(step).map(|patience| Instant::now() + patience);
         }
     }
 
@@ -531,34 +532,6 @@ impl<V> Drop for Driver<'_, '_, V> {
         self.link.close();
         self.streams.close();
     }
-}
-
-/// How long a destination that is alive may take for its next word; `None` where that depends on how much
-/// there is to send.
-fn patience(step: Step) -> Option<Duration> {
-    match step {
-        Step::Handshake => Some(Duration::from_secs(10)),
-        // it makes the guest's memory: seconds a GiB where the host must find it first
-        Step::Describe => Some(Duration::from_secs(600)),
-        Step::Load | Step::Verify => Some(Duration::from_secs(60)),
-        Step::Commit => Some(Duration::from_secs(30)),
-        Step::Connect
-        | Step::Prepare
-        | Step::Attach
-        | Step::Track
-        | Step::Round(_)
-        | Step::Pause
-        | Step::Save
-        | Step::LastSync
-        | Step::LastRound
-        | Step::Resume => None,
-    }
-}
-
-/// The destination lives but does not go on. Before Commit the guest stays, after it this is a doubt.
-fn too_late(step: Step) -> Fault {
-    let cause = "the destination is there but has not gone on in time";
-    Fault::new(Side::Source, step, Blame::Peer, cause).remedy("see what the destination is doing")
 }
 
 /// The addresses of the pages of the sampled chunks that differ from the destination's.

@@ -379,6 +379,7 @@ impl<M: Machine> Holder<M> {
     /// Takes over a copy that is in doubt. It is kept even if the holder was told to quit meanwhile.
     pub fn received_in_doubt(&self, held: Box<dyn Held<M>>) {
         let mut inner = self.lock();
+        inner.view = held.view().or(inner.view.take());
         inner.state = State::InDoubt(held);
         drop(inner);
         self.changed.notify_all();

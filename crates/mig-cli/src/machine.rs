@@ -87,6 +87,11 @@ pub enum Moving<M> {
 
 /// A paused guest that may run elsewhere; dropping it drops the guest.
 pub trait Held<M>: Send {
+    /// A look at it, where its holder has none yet: a copy that arrived.
+    fn view(&self) -> Option<Arc<dyn View>> {
+        None
+    }
+
     /// The operator's word that nobody else runs it: runs it here.
     ///
     /// # Errors

@@ -165,6 +165,11 @@ impl<V: SourceVm + 'static> Held<V> for mig::InDoubt<V> {
 }
 
 impl Held<Machine> for mig::HeldCopy<Announced> {
+    fn view(&self) -> Option<Arc<dyn View>> {
+        let monitor = self.vm().machine.monitor()?;
+        Some(Arc::new(monitor))
+    }
+
     fn resume(self: Box<Self>) -> Result<Machine, (Box<dyn Held<Machine>>, BoxError)> {
         match mig::HeldCopy::resume(*self) {
             Ok(arrived) => Ok(into_machine(arrived)),

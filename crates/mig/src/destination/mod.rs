@@ -68,6 +68,11 @@ impl<V: DestinationVm> HeldCopy<V> {
         &self.fault
     }
 
+    /// The guest, to look at.
+    pub fn vm(&self) -> &V {
+        &self.vm
+    }
+
     /// The operator's word that the source does not and will not run the guest: runs it here.
     ///
     /// # Errors

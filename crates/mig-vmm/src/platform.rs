@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
@@ -38,6 +39,8 @@ pub(crate) struct Platform {
     pub(crate) caps: Caps,
     /// What saving needs; found out on a vCPU that has its CPUID, once.
     pub(crate) save_context: OnceLock<SaveContext>,
+    /// What saving cost before the guest ran.
+    pub(crate) save_cost: Duration,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) kvm: Kvm,
 }
@@ -92,6 +95,7 @@ impl Platform {
             memory_bytes,
             caps,
             save_context: OnceLock::new(),
+            save_cost: Duration::ZERO,
             vm,
             kvm,
         };

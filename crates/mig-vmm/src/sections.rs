@@ -3,6 +3,8 @@
 //! Invariant: what [`save`] makes is what [`SCHEMAS`] lists, all of it critical, and [`restore`] wants each
 //! exactly once.
 
+use std::time::{Duration, Instant};
+
 use mig::describe::Schema;
 use mig::{Section, body};
 use mig_kvm::state::{self, KvmState};
@@ -59,6 +61,14 @@ pub(crate) fn save(platform: &Platform, workload: &str) -> Result<Vec<Section>, 
     ];
     sections.extend(kvm.to_sections());
     Ok(sections)
+}
+
+/// Saves a machine that does not run, to see what that costs: the second time, when nothing is new to it.
+pub(crate) fn rehearse(platform: &Platform) -> Result<Duration, VmmError> {
+    save(platform, "")?;
+    let started = Instant::now();
+    save(platform, "")?;
+    Ok(started.elapsed())
 }
 
 /// Restores into a machine that has never run.

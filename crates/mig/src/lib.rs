@@ -20,7 +20,8 @@ pub mod transport;
 pub use cancel::Cancel;
 pub use destination::{HeldCopy, ReceiveReport, Received, receive};
 pub use guest::{
-    BoxError, DestinationVm, DirtyTracker, Incoming, RestoreState, SaveState, SourceVm, VmControl,
+    BoxError, DestinationVm, DirtyTracker, Incoming, PauseCosts, RestoreState, ResumeCosts, SaveState,
+    SourceVm, VmControl,
 };
 pub use memory::GuestRam;
 pub use mig_core::{Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, bitmap, domain, policy};

@@ -193,8 +193,8 @@ fn a_destination_that_cannot_start_the_committed_guest_leaves_it_in_doubt_until_
 }
 
 #[test]
-fn a_guest_that_writes_faster_than_the_link_stays_if_stalls_abort() {
-    let vm = Model::running(3000, Duration::ZERO, Flaw::None);
+fn a_guest_that_dirties_all_that_is_sent_stays_if_stalls_abort() {
+    let vm = Model::running(3000, BUSY, Flaw::ReportsEveryPage);
     let policy = Policy {
         downtime_limit: Duration::ZERO,
         max_rounds: 4,

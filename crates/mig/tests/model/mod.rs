@@ -21,8 +21,10 @@ pub const PAGE: u64 = 4096;
 pub enum Flaw {
     #[default]
     None,
-    /// The dirty log forgets this page.
+    /// The guest writes this page last, and the dirty log forgets it.
     ForgetsPage(u64),
+    /// The dirty log reports every page every time.
+    ReportsEveryPage,
     FailsToPause,
     FailsToSave,
     FailsToRestore,
@@ -172,6 +174,9 @@ impl DirtyTracker for Log {
     }
 
     fn sync(&mut self, dirty: &mut Bitmap) -> Result<(), BoxError> {
+        if self.flaw == Flaw::ReportsEveryPage {
+            *dirty = Bitmap::full(&self.shared.domain);
+        }
         for (index, word) in self.shared.dirty.iter().enumerate() {
             let mut word = word.load(Ordering::SeqCst);
             if let Flaw::ForgetsPage(page) = self.flaw
@@ -200,6 +205,10 @@ impl DirtyTracker for Log {
 impl VmControl for Model {
     fn pause(&mut self) -> Result<(), BoxError> {
         *self.shared.running.lock().unwrap() = false;
+        if let Flaw::ForgetsPage(page) = self.flaw {
+            let address = self.shared.domain.guest_address(page).ok_or("no such page")?;
+            self.shared.memory.write_obj(u64::MAX, GuestAddress(address + 24))?;
+        }
         if self.flaw == Flaw::FailsToPause { Err("a vCPU does not stop".into()) } else { Ok(()) }
     }
 

@@ -69,12 +69,7 @@ impl<V: SourceVm> InDoubt<V> {
     /// The guest could not be resumed; it comes back with the reason.
     pub fn resume(mut self) -> Result<V, Box<(Self, BoxError)>> {
         match self.vm.resume(RunPermit::on_the_operators_word()) {
-            Ok(()) => {
-                if let Err(error) = self.vm.tracker().stop() {
-                    tracing::warn!(%error, "the dirty log stays on");
-                }
-                Ok(self.vm)
-            }
+            Ok(()) => Ok(self.vm),
             Err(error) => Err(Box::new((self, error))),
         }
     }

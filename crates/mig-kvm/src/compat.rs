@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cap::Caps;
 use crate::error::{Call, KvmError};
-use crate::time;
+use crate::time::{self, GuestTime};
 use crate::vcpu::saved::{CpuidEntry, Msr};
 use crate::vcpu::{self, SaveContext, msr};
 use names::{FEATURES, Register};
@@ -85,15 +85,16 @@ pub fn text(section: &Section) -> Result<String, KvmError> {
     Ok(format!("{platform:?}"))
 }
 
-/// Every reason why this host cannot run the guest that a section describes; none when it can. Makes a VM of
-/// its own for a moment, to ask KVM itself.
-pub fn check(kvm: &Kvm, section: &Section) -> Vec<Refusal> {
+/// Every reason why this host cannot run the guest that a section describes, its time going on as chosen; none
+/// when it can. Makes a VM of its own for a moment, to ask KVM itself.
+pub fn check(kvm: &Kvm, section: &Section, time: GuestTime) -> Vec<Refusal> {
     let platform: Platform = match crate::state::decode(section, NAME, SCHEMA) {
         Ok(platform) => platform,
         Err(e) => return vec![Refusal::new("cpu", with_sources(&e), "use the same release on both sides")],
     };
     let judged = Host::probe(kvm).map(|(host, scratch)| {
         let mut refusals = compare(&platform, &host);
+        refusals.extend(standstill(&host, time));
         // What is missing by name would only be repeated by the trial.
         if refusals.is_empty() {
             refusals.extend(try_on(&scratch.vcpu, &platform));
@@ -261,6 +262,13 @@ fn performance_counters(guest: &Platform, host: &Host, refusals: &mut Vec<Refusa
     }
 }
 
+fn standstill(host: &Host, time: GuestTime) -> Option<Refusal> {
+    (time == GuestTime::Stop && !host.tsc_shift).then(|| {
+        let cause = "it is to stand still, and this kvm cannot shift a guest's tsc, which goes on";
+        Refusal::new("guest time", cause, "let it advance, or move to a host with vmx or svm")
+    })
+}
+
 fn tsc(guest: &Platform, host: &Host, refusals: &mut Vec<Refusal>) {
     let (guest_khz, host_khz) = (guest.tsc_khz, host.tsc_khz);
     if !host.tsc_control && !time::within_tolerance(guest_khz, host_khz) {
@@ -335,7 +343,7 @@ mod tests {
     fn the_host_a_guest_runs_on_accepts_it() {
         let Some(machine) = Machine::new(1) else { return };
         let section = platform_section(&machine.vcpus[0], &machine.context).unwrap();
-        assert_eq!(check(&machine.kvm, &section), []);
+        assert_eq!(check(&machine.kvm, &section, GuestTime::Advance), []);
     }
 
     #[test]
@@ -347,7 +355,7 @@ mod tests {
             Section { name: "kvm.other".into(), ..section.clone() },
             Section { body: section.body[..40].to_vec(), ..section.clone() },
         ] {
-            assert_eq!(what(&check(&machine.kvm, &broken)), ["cpu"]);
+            assert_eq!(what(&check(&machine.kvm, &broken, GuestTime::Advance)), ["cpu"]);
         }
     }
 
@@ -438,12 +446,26 @@ mod tests {
     }
 
     #[test]
+    fn time_that_cannot_stand_still_here_is_refused_before_a_page_moves() {
+        let Some(machine) = Machine::new(1) else { return };
+        let section = platform_section(&machine.vcpus[0], &machine.context).unwrap();
+        let (host, _scratch) = Host::probe(&machine.kvm).unwrap();
+        let expected: &[&str] = if host.tsc_shift { &[] } else { &["guest time"] };
+        assert_eq!(what(&check(&machine.kvm, &section, GuestTime::Stop)), expected);
+        let able = Host { tsc_shift: true, ..host.clone() };
+        assert_eq!(standstill(&able, GuestTime::Stop), None);
+        let unable = Host { tsc_shift: false, ..host };
+        assert!(standstill(&unable, GuestTime::Stop).is_some());
+        assert_eq!(standstill(&unable, GuestTime::Advance), None);
+    }
+
+    #[test]
     fn a_feature_msr_that_kvm_does_not_take_is_named() {
         let Some(machine) = Machine::new(1) else { return };
         let section = platform_section(&machine.vcpus[0], &machine.context).unwrap();
         let mut guest = decoded(&section);
         guest.feature_msrs.push(Msr { index: 0xdead_beef, data: 1 });
         let section = Section::critical(NAME, 0, SCHEMA, &guest);
-        assert_eq!(what(&check(&machine.kvm, &section)), ["msr 0xdeadbeef"]);
+        assert_eq!(what(&check(&machine.kvm, &section, GuestTime::Advance)), ["msr 0xdeadbeef"]);
     }
 }

@@ -13,18 +13,40 @@
 
 use std::time::Duration;
 
+use mig::Section;
 use serde::{Deserialize, Serialize};
 
 use crate::error::KvmError;
 
+/// The name of the section in which a source says which [`GuestTime`] it wants.
+pub const NAME: &str = "kvm.guest-time";
+/// Its schema.
+pub const SCHEMA: u16 = 1;
+
 /// What guest time does between the save on one host and the restore on another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum GuestTime {
     /// It goes on: the guest sees the pause as time that passed.
     #[default]
     Advance,
     /// It stands still: the guest sees no pause, and falls behind the world by it.
     Stop,
+}
+
+impl GuestTime {
+    /// The choice as a section of the guest's description: the destination must know it before a page moves,
+    /// since not every KVM can let time stand still.
+    pub fn to_section(self) -> Section {
+        Section::critical(NAME, 0, SCHEMA, &self)
+    }
+
+    /// Reads what [`GuestTime::to_section`] made.
+    ///
+    /// # Errors
+    /// [`KvmError::Name`], [`KvmError::Version`] or [`KvmError::Section`].
+    pub fn from_section(section: &Section) -> Result<Self, KvmError> {
+        crate::state::decode(section, NAME, SCHEMA)
+    }
 }
 
 /// A host's clocks, read at one moment.
@@ -83,6 +105,25 @@ impl TimePlan {
             tracing::warn!(source_ahead_ns, "the source's wall clock is ahead: guest time does not advance");
         }
         Self { choice, saved, now, source_tsc_khz, elapsed_ns, source_ahead_ns }
+    }
+
+    /// What was chosen.
+    pub fn choice(&self) -> GuestTime {
+        self.choice
+    }
+
+    /// Whether source and destination are one host, whose clocks went on: then [`TimePlan::elapsed`] is exact.
+    /// Between two hosts it is off by what their wall clocks differ, and the guest's clock with it.
+    pub fn same_host(&self) -> bool {
+        same_host(&self.saved, &self.now)
+    }
+
+    /// By how much the guest's clocks were moved forward.
+    pub fn advanced(&self) -> Duration {
+        match self.choice {
+            GuestTime::Advance => self.elapsed(),
+            GuestTime::Stop => Duration::ZERO,
+        }
     }
 
     /// How much time passed from save to restore by the clocks both hosts share: CLOCK_BOOTTIME on one host,
@@ -220,6 +261,15 @@ mod tests {
         let plan = TimePlan::at(GuestTime::Advance, clocks(1, 0, 900, 0), KHZ, clocks(2, 0, 400, 0));
         assert_eq!((plan.elapsed(), plan.source_ahead()), (Duration::ZERO, Duration::from_nanos(500)));
         assert!(plan.kvmclock_ns(50) >= 50);
+    }
+
+    #[test]
+    fn a_choice_is_read_as_it_was_sent_and_an_unknown_one_is_refused() {
+        for choice in [GuestTime::Advance, GuestTime::Stop] {
+            assert_eq!(GuestTime::from_section(&choice.to_section()).unwrap(), choice);
+        }
+        let third = Section { body: mig::body::encode(&2u32), ..GuestTime::Stop.to_section() };
+        assert!(matches!(GuestTime::from_section(&third), Err(KvmError::Section(_))));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use mig::{
     BoxError, Description, DestinationVm, GuestRam, Incoming, Refusal, RestoreState, ResumeCosts, RunPermit,
     Section,
 };
-use mig_kvm::{compat, time};
+use mig_kvm::{GuestTime, compat, time};
 
 use crate::bus::lock;
 use crate::console::Console;
@@ -60,13 +60,16 @@ impl Receiver {
         }
         match open_kvm() {
             Err(e) => refusals.push(failed("kvm", &e, "see that KVM works on the destination")),
-            Ok(kvm) => match description.platform.iter().find(|s| s.name == compat::NAME) {
-                Some(section) => refusals.extend(compat::check(&kvm, section)),
-                None => refusals.push(Refusal::new(
-                    "cpu",
-                    format!("the source does not describe it (no section {})", compat::NAME),
-                    "use the same VMM on both sides",
-                )),
+            Ok(kvm) => match (described(description, compat::NAME), guest_time(description)) {
+                (Some(section), Ok(time)) => refusals.extend(compat::check(&kvm, section, time)),
+                (cpu, time) => {
+                    if cpu.is_none() {
+                        refusals.push(undescribed("cpu", compat::NAME));
+                    }
+                    if let Err(e) = time {
+                        refusals.push(failed("guest time", &e, "use the same release on both sides"));
+                    }
+                }
             },
         }
         refusals
@@ -93,6 +96,7 @@ impl Incoming for Receiver {
         let boot_id = time::boot_id().ok();
         let same_boot = boot_id.is_some() && boot_id == description.boot_id;
         Ok(IncomingMachine {
+            guest_time: guest_time(description).unwrap_or_default(),
             filling: Filling::Empty(Box::new((platform, cpu))),
             same_boot,
             last_beat_there_ns: 0,
@@ -103,12 +107,26 @@ impl Incoming for Receiver {
 /// Gives the first vCPU the CPU of the guest to come, and describes it for the move after this one: both
 /// would otherwise fall into the pause.
 fn with_cpu(mut platform: Platform, description: &Description) -> Result<(Platform, Section), VmmError> {
-    if let Some(section) = description.platform.iter().find(|s| s.name == compat::NAME) {
+    if let Some(section) = described(description, compat::NAME) {
         compat::adopt(&lock(&platform.vcpus[0]), section)?;
     }
     let cpu = platform.describe_cpu()?;
     platform.save_cost = sections::rehearse(&platform)?;
     Ok((platform, cpu))
+}
+
+fn described<'a>(description: &'a Description, name: &str) -> Option<&'a Section> {
+    description.platform.iter().find(|s| s.name == name)
+}
+
+/// What the guest's time is to do; a source that does not say lets it advance.
+fn guest_time(description: &Description) -> Result<GuestTime, mig_kvm::KvmError> {
+    described(description, time::NAME).map_or(Ok(GuestTime::Advance), GuestTime::from_section)
+}
+
+fn undescribed(what: &str, section: &str) -> Refusal {
+    let cause = format!("the source does not describe it (no section {section})");
+    Refusal::new(what, cause, "use the same VMM on both sides")
 }
 
 /// What is wrong with the description itself.
@@ -157,6 +175,14 @@ fn shape(description: &Description) -> Vec<Refusal> {
             "use the same release on both sides",
         );
     }
+    let ours = [compat::NAME, time::NAME];
+    for section in description.platform.iter().filter(|s| s.critical && !ours.contains(&s.name.as_str())) {
+        refuse(
+            &format!("description {}", section.name),
+            format!("this side does not know it (version {})", section.version),
+            "use the same release on both sides",
+        );
+    }
     refusals
 }
 
@@ -181,6 +207,8 @@ fn mib(bytes: u64) -> String {
 /// A machine that is being filled, and then runs.
 pub struct IncomingMachine {
     filling: Filling,
+    /// What its time is to do.
+    guest_time: GuestTime,
     /// Whether the source's CLOCK_MONOTONIC is this side's too.
     same_boot: bool,
     last_beat_there_ns: u64,
@@ -222,9 +250,9 @@ impl RestoreState for IncomingMachine {
             return Err(out_of_order());
         };
         let (platform, cpu) = *parts;
-        let state = sections::restore(&platform, sections)?;
+        let (state, time) = sections::restore(&platform, sections, self.guest_time)?;
         self.last_beat_there_ns = state.heartbeat.last_ns;
-        self.filling = Filling::Restored(Box::new(Machine::assembled(platform, cpu, state.workload)));
+        self.filling = Filling::Restored(Box::new(Machine::arrived(platform, cpu, state.workload, time)));
         Ok(())
     }
 }

@@ -28,5 +28,6 @@ pub use console::Console;
 pub use error::VmmError;
 pub use incoming::{IncomingMachine, Receiver};
 pub use machine::{Machine, MachineConfig};
+pub use mig_kvm::{GuestTime, TimePlan};
 pub use monitor::{End, Monitor, RunState};
 pub use sections::text as section_text;

@@ -9,7 +9,7 @@ use mig::{
     BoxError, Description, DirtyTracker, GuestRam, PauseCosts, RunPermit, SaveState, Section, SourceVm,
     VmControl,
 };
-use mig_kvm::time;
+use mig_kvm::{GuestTime, TimePlan, time};
 
 use crate::boot::{self, Workload};
 use crate::bus::lock;
@@ -47,6 +47,10 @@ pub struct Machine {
     /// What the guest was given, as the destination of the next move will want to know.
     cpu: Section,
     workload: String,
+    /// What its time does in the next move.
+    guest_time: GuestTime,
+    /// How its time went on when it arrived here.
+    arrival: Option<TimePlan>,
 }
 
 impl Machine {
@@ -74,12 +78,18 @@ impl Machine {
         }
         let cpu = platform.describe_cpu()?;
         platform.save_cost = sections::rehearse(&platform)?;
-        Ok(Self::assembled(platform, cpu, workload.to_string()))
+        Ok(Self {
+            platform,
+            cpu,
+            workload: workload.to_string(),
+            guest_time: GuestTime::Advance,
+            arrival: None,
+        })
     }
 
     /// A machine of parts whose vCPUs have all their state and do not run.
-    pub(crate) fn assembled(platform: Platform, cpu: Section, workload: String) -> Self {
-        Self { platform, cpu, workload }
+    pub(crate) fn arrived(platform: Platform, cpu: Section, workload: String, time: TimePlan) -> Self {
+        Self { platform, cpu, workload, guest_time: GuestTime::Advance, arrival: Some(time) }
     }
 
     /// Starts or continues the guest.
@@ -126,6 +136,17 @@ impl Machine {
     /// What it runs, for people.
     pub fn workload(&self) -> &str {
         &self.workload
+    }
+
+    /// Chooses what guest time does across the pause of the next move: it advances unless told otherwise. A
+    /// destination whose KVM cannot let it stand still refuses the guest before a page moves.
+    pub fn choose_guest_time(&mut self, choice: GuestTime) {
+        self.guest_time = choice;
+    }
+
+    /// How guest time went on when the machine arrived here; `None` for one that was booted here.
+    pub fn arrival(&self) -> Option<&TimePlan> {
+        self.arrival.as_ref()
     }
 
     /// The built-in guest in its memory, if there is one.
@@ -192,7 +213,7 @@ impl SourceVm for Machine {
             regions: layout::regions(self.platform.memory_bytes),
             boot_id: time::boot_id().ok(),
             schemas: sections::schemas(),
-            platform: vec![self.cpu.clone()],
+            platform: vec![self.cpu.clone(), self.guest_time.to_section()],
         })
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mig::describe::Schema;
 use mig::{Section, body};
 use mig_kvm::state::{self, KvmState};
-use mig_kvm::time::GuestTime;
+use mig_kvm::time::{self, GuestTime, TimePlan};
 use mig_kvm::{compat, vcpu, vm};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,11 @@ pub(crate) fn rehearse(platform: &Platform) -> Result<Duration, VmmError> {
 ///
 /// Devices first: restoring the serial port may pulse its interrupt line, and the interrupt controllers that
 /// come after know whether that interrupt is pending.
-pub(crate) fn restore(platform: &Platform, sections: &[Section]) -> Result<MachineState, VmmError> {
+pub(crate) fn restore(
+    platform: &Platform,
+    sections: &[Section],
+    choice: GuestTime,
+) -> Result<(MachineState, TimePlan), VmmError> {
     check_names(sections)?;
     let bus = &platform.bus;
     let machine: MachineState = one(sections, MACHINE)?;
@@ -94,8 +98,8 @@ pub(crate) fn restore(platform: &Platform, sections: &[Section]) -> Result<Machi
     *lock(&bus.i8042) = keyboard;
     bus.heartbeat.restore(machine.heartbeat);
     let vcpus: Vec<_> = platform.vcpus.iter().map(lock).collect();
-    state::restore(&platform.vm, &vcpus, &kvm, &platform.caps, GuestTime::Advance)?;
-    Ok(machine)
+    let time = state::restore(&platform.vm, &vcpus, &kvm, &platform.caps, choice)?;
+    Ok((machine, time))
 }
 
 /// What a section of a machine's state or description holds, read as a machine here would read it, as debug
@@ -113,6 +117,7 @@ pub fn text(section: &Section) -> Result<String, VmmError> {
         vm::NAME => format!("{:?}", mig_kvm::VmState::from_section(section)?),
         vcpu::NAME => format!("{:?}", mig_kvm::VcpuState::from_section(section)?),
         compat::NAME => compat::text(section)?,
+        time::NAME => format!("{:?}", GuestTime::from_section(section)?),
         _ => {
             check_names(alone)?;
             format!("{} bytes, skipped", section.body.len())

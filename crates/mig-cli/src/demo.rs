@@ -64,8 +64,8 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
         std::process::id(),
         here - before
     ));
-    let (to, engine) = options.migrate(&receiver.address).options()?;
-    if let Err(not_moved) = holder.migrate(&to, &engine, &|_| {}) {
+    let (to, settings) = options.migrate(&receiver.address).settings()?;
+    if let Err(not_moved) = holder.migrate(&to, &settings, &|_| {}) {
         if not_moved.report.is_none() {
             output.tell(Event::Error(not_moved.failure));
         }

@@ -10,6 +10,7 @@ use mig::observe::{self, Progress, Verification};
 use mig::policy::Decision;
 use serde::{Deserialize, Serialize};
 
+use crate::control::GuestTime;
 use crate::failure::Failure;
 use crate::units::as_ms;
 
@@ -160,6 +161,37 @@ pub struct Received {
     pub resume_ms: f64,
     /// What the guest itself felt, where that can be known.
     pub guest_gap_ms: Option<f64>,
+    /// How its time went on.
+    pub guest_time: Option<Arrived>,
+}
+
+/// How the guest's time went on as it arrived.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Arrived {
+    /// What was asked for.
+    pub choice: GuestTime,
+    /// By how much its clocks were moved forward.
+    pub advanced_ms: f64,
+    /// Whether the source is this host, so that its clocks are right to the microsecond.
+    pub same_host: bool,
+    /// By how much more than the pause they may have been moved at most: between hosts, whose wall clocks are
+    /// all there is to go by.
+    pub skew_at_most_ms: f64,
+    /// By how much the source's wall clock was ahead of this host's at least; the guest's clocks were then not
+    /// moved at all.
+    pub source_ahead_ms: f64,
+}
+
+impl From<&mig_vmm::TimePlan> for Arrived {
+    fn from(plan: &mig_vmm::TimePlan) -> Self {
+        Self {
+            choice: plan.choice().into(),
+            advanced_ms: as_ms(plan.advanced()),
+            same_host: plan.same_host(),
+            skew_at_most_ms: if plan.same_host() { 0.0 } else { as_ms(plan.advanced()) },
+            source_ahead_ms: as_ms(plan.source_ahead()),
+        }
+    }
 }
 
 /// Where the downtime went, in milliseconds; the parts add up to the whole.
@@ -335,6 +367,7 @@ impl From<&mig::ReceiveReport> for Received {
             load_ms: as_ms(report.load),
             resume_ms: as_ms(report.resume),
             guest_gap_ms: report.guest_gap.map(as_ms),
+            guest_time: None,
         }
     }
 }
@@ -463,6 +496,13 @@ mod tests {
             load_ms: 0.5,
             resume_ms: 0.25,
             guest_gap_ms: None,
+            guest_time: Some(Arrived {
+                choice: GuestTime::Advance,
+                advanced_ms: 1.5,
+                same_host: false,
+                skew_at_most_ms: 1.5,
+                source_ahead_ms: 0.0,
+            }),
         };
         let events = [
             Event::Listening { addr: "tcp:127.0.0.1:4444".into() },

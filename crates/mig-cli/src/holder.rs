@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mig::{Address, Cancel, Observer, SourceOptions};
+use mig::{Address, Cancel, Observer};
 
 use crate::control::{Answer, Check, Commands, Request, Screen, Status};
 use crate::event::{Event, Report};
 use crate::failure::{Failure, chain};
-use crate::machine::{GuestEnd, Held, Machine, Moving, View};
+use crate::machine::{GuestEnd, Held, Machine, Moving, Settings, View};
 use crate::output::Output;
 
 /// How often a guest's own end is looked for.
@@ -271,7 +271,7 @@ impl<M: Machine> Holder<M> {
     pub fn migrate(
         &self,
         to: &Address,
-        options: &SourceOptions,
+        settings: &Settings,
         watch: &(dyn Fn(&Event) + Sync),
     ) -> Result<Box<Report>, Box<NotMoved>> {
         let cancel = Cancel::new();
@@ -294,7 +294,7 @@ impl<M: Machine> Holder<M> {
             self.output.tell(event);
         };
         tell(Event::Migrating { to: to.to_string() });
-        let moving = machine.migrate(to, options, &cancel, &Telling(&|event| tell(event)));
+        let moving = machine.migrate(to, settings, &cancel, &Telling(&|event| tell(event)));
         let (report, next) = match moving {
             Moving::Moved(report) => (report, State::Ended(End::Moved)),
             Moving::StillHere { machine, report } => {
@@ -554,7 +554,7 @@ impl<M: Machine> Commands for Holder<M> {
             Request::Resume => done(self.resume()),
             Request::Quit => done(self.quit()),
             Request::Migrate(migrate) => {
-                migrate.options().map(|(to, options)| match self.migrate(&to, &options, watch) {
+                migrate.settings().map(|(to, settings)| match self.migrate(&to, &settings, watch) {
                     Ok(report) => Answer::ok(&()).with_report(Some(&report)),
                     Err(e) => Answer::error(&e.failure).with_report(e.report.as_deref()),
                 })

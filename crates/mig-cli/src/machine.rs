@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mig::observe::Report;
 use mig::{Address, BoxError, Cancel, Fault, Observer, SourceOptions};
+use mig_vmm::GuestTime;
 
 /// A guest that can be looked at from any thread, whoever owns its machine at the moment.
 pub trait View: Send + Sync {
@@ -56,13 +57,22 @@ pub trait Machine: Sized + Send + 'static {
     fn migrate(
         self,
         to: &Address,
-        options: &SourceOptions,
+        settings: &Settings,
         cancel: &Cancel,
         observer: &dyn Observer,
     ) -> Moving<Self>;
 
     /// Ends the guest.
     fn end(self);
+}
+
+/// How a guest is to move.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// For the engine.
+    pub engine: SourceOptions,
+    /// What the guest's time does across the pause.
+    pub guest_time: GuestTime,
 }
 
 /// How a migration ended.

@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser};
 use mig::Address;
 
-use crate::control::Migrate;
+use crate::control::{GuestTime, Migrate};
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size};
 use crate::vmm::ConsoleTo;
@@ -101,6 +101,9 @@ pub struct SendOptions {
     /// Compare digests of all memory on both sides before the guest is handed over
     #[arg(long)]
     pub verify: bool,
+    /// What the guest's time does across the pause
+    #[arg(long, value_name = "WHAT", default_value = "advance")]
+    pub guest_time: GuestTime,
     /// Where the guest's holder is controlled [default: a socket in XDG_RUNTIME_DIR or the temporary directory]
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
     pub control: Option<PathBuf>,
@@ -142,6 +145,7 @@ impl SendOptions {
             max_rounds: self.max_rounds,
             channels: self.channels,
             verify: Some(self.verify),
+            guest_time: Some(self.guest_time),
             progress: true,
         }
     }
@@ -211,7 +215,7 @@ mod tests {
     fn the_documented_lines_are_understood() {
         let options = send(
             "--to tcp:[::1]:4 --guest dirtier:rate=20MiB --memory 512MiB --cpus 4 --after 500ms \
-                            --downtime 10ms --max-rounds 3 --channels 8 --verify --control unix:/x --json",
+                            --downtime 10ms --max-rounds 3 --channels 8 --verify --guest-time stop --control unix:/x --json",
         )
         .unwrap();
         assert_eq!((options.memory, options.cpus, options.after), (512 << 20, 4, Duration::from_millis(500)));
@@ -233,7 +237,9 @@ mod tests {
     fn what_is_not_given_has_the_documented_default() {
         let options = send("--to tcp:h:1 --guest idle").unwrap();
         assert_eq!((options.memory, options.cpus, options.after), (1 << 30, 2, Duration::from_secs(2)));
-        let (_, engine) = options.migrate(options.to.as_ref().unwrap()).options().unwrap();
+        let (_, settings) = options.migrate(options.to.as_ref().unwrap()).settings().unwrap();
+        assert_eq!(settings.guest_time, mig_vmm::GuestTime::Advance);
+        let engine = settings.engine;
         assert_eq!(engine.policy, mig::policy::Policy::default());
         assert_eq!((engine.channels, engine.verify), (2, false));
         let help = <SendOptions as clap::CommandFactory>::command().render_long_help().to_string();
@@ -262,6 +268,7 @@ mod tests {
             "--vm unix:/x --to tcp:h:1 --cpus 3",
             "--demo --to tcp:h:1",
             "--guest idle --to tcp:h:1 --max-rounds 0",
+            "--guest idle --to tcp:h:1 --guest-time rewind",
         ];
         for line in lines {
             let failure = usage_failure("mig-send", &send(line).expect_err(line)).unwrap();

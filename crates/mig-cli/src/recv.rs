@@ -6,7 +6,7 @@ use mig::{Listener, observe::Progress};
 use mig_vmm::{Console, Machine, Receiver};
 
 use crate::control::Server;
-use crate::event::{Event, Received, Running};
+use crate::event::{Arrived, Event, Received, Running};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hold::{attend, control_path, obey_signals, see_off};
@@ -88,8 +88,10 @@ fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mu
         match receive(listener, receiver, &cancel, &Watching(&observer), Arc::new(move || waiting.arriving()))
         {
             Arrival::Running { machine, report } => {
+                let guest_time = machine.arrival().map(Arrived::from);
                 holder.received(machine);
-                output.tell(Event::Running(Running { received: Some(Received::from(&report)) }));
+                let received = Received { guest_time, ..Received::from(&report) };
+                output.tell(Event::Running(Running { received: Some(received) }));
                 return;
             }
             Arrival::InDoubt { held, fault } => {

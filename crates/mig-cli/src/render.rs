@@ -1,6 +1,7 @@
 //! What people see: events as lines of text, with colours and a moving line on a terminal only.
 
-use crate::event::{Downtime, Event, Received, Report, Round};
+use crate::control::GuestTime;
+use crate::event::{Arrived, Downtime, Event, Received, Report, Round};
 use crate::failure::Failure;
 use crate::units::{bytes, millis, round_bytes};
 
@@ -136,8 +137,9 @@ impl Renderer {
             Some(gap) => format!("; the guest itself missed {}", millis(gap)),
             None => String::new(),
         };
+        let time = received.guest_time.as_ref().map_or(String::new(), guest_time);
         format!(
-            "{}: {} in {}, {} received, load {}, resume {}{gap}\n",
+            "{}: {} in {}, {} received, load {}, resume {}{gap}{time}\n",
             self.paint(Style::Green, "the guest runs here"),
             round_bytes(received.ram_bytes),
             count(received.rounds.into(), "round"),
@@ -263,6 +265,18 @@ fn bar(part: f64, width: usize) -> String {
     "█".repeat(cells(part, width))
 }
 
+fn guest_time(time: &Arrived) -> String {
+    if time.source_ahead_ms > 0.0 {
+        let ahead = millis(time.source_ahead_ms);
+        return format!("\nguest time stood still: the source's wall clock is {ahead} ahead of this host's");
+    }
+    let skew = if time.skew_at_most_ms > 0.0 { ", by the hosts' wall clocks" } else { "" };
+    match time.choice {
+        GuestTime::Advance => format!("; guest time advanced {}{skew}", millis(time.advanced_ms)),
+        GuestTime::Stop => "; guest time stood still".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,6 +310,24 @@ mod tests {
         assert!(plain().render(&Event::Round(round.clone())).ends_with("  switch over: few-pages\n"));
         round.decision = "abort".into();
         assert!(plain().render(&Event::Round(round)).ends_with("  give up: few-pages\n"));
+    }
+
+    #[test]
+    fn how_guest_time_went_on_is_told_with_what_it_rests_on() {
+        let mut arrived = Arrived {
+            choice: GuestTime::Advance,
+            advanced_ms: 1.5,
+            same_host: true,
+            skew_at_most_ms: 0.0,
+            source_ahead_ms: 0.0,
+        };
+        assert_eq!(guest_time(&arrived), "; guest time advanced 1.50 ms");
+        arrived.skew_at_most_ms = 1.5;
+        assert!(guest_time(&arrived).ends_with("by the hosts' wall clocks"));
+        arrived.source_ahead_ms = 7.0;
+        assert!(guest_time(&arrived).contains("wall clock is 7.00 ms ahead"));
+        let stopped = Arrived { choice: GuestTime::Stop, source_ahead_ms: 0.0, ..arrived };
+        assert_eq!(guest_time(&stopped), "; guest time stood still");
     }
 
     #[test]

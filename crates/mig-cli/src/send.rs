@@ -90,7 +90,7 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     }
     let to =
         options.to.as_ref().ok_or_else(|| Failure::new(SIDE, "options", "--to is missing", "give it"))?;
-    let (to, engine) = options.migrate(to).options()?;
+    let (to, settings) = options.migrate(to).settings()?;
     let mut server = Server::bind(&control_path(&options.control, "mig-send"))?;
     let signals = obey_signals(server.path());
     let machine = boot(options, console)?;
@@ -99,7 +99,7 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     attend(&holder, &mut server, &signals);
     output.tell(started);
     if holder.wait_ended_for(options.after).is_none()
-        && let Err(not_moved) = holder.migrate(&to, &engine, &|_| {})
+        && let Err(not_moved) = holder.migrate(&to, &settings, &|_| {})
     {
         if not_moved.report.is_none() {
             output.tell(Event::Error(not_moved.failure));

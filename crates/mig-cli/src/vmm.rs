@@ -9,12 +9,12 @@ use std::time::Duration;
 use mig::guest::ResumeCosts;
 use mig::{
     Address, BoxError, Cancel, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
-    Refusal, RestoreState, RunPermit, Section, SourceOptions, SourceVm,
+    Refusal, RestoreState, RunPermit, Section, SourceVm,
 };
 use mig_vmm::{BootError, Console, IncomingMachine, Machine, Monitor, Receiver, VmmError};
 
 use crate::failure::{Failure, chain};
-use crate::machine::{Arrival, GuestEnd, Held, Machine as HeldMachine, Moving, View};
+use crate::machine::{Arrival, GuestEnd, Held, Machine as HeldMachine, Moving, Settings, View};
 
 /// Where a guest's serial output goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,13 +134,14 @@ impl HeldMachine for Machine {
     }
 
     fn migrate(
-        self,
+        mut self,
         to: &Address,
-        options: &SourceOptions,
+        settings: &Settings,
         cancel: &Cancel,
         observer: &dyn Observer,
     ) -> Moving<Self> {
-        match mig::migrate(self, to, options, cancel, observer) {
+        self.choose_guest_time(settings.guest_time);
+        match mig::migrate(self, to, &settings.engine, cancel, observer) {
             Outcome::Moved(report) => Moving::Moved(report),
             Outcome::StillHere { vm, report } => Moving::StillHere { machine: vm, report },
             Outcome::InDoubt(doubt) => {

@@ -104,6 +104,40 @@ fn a_receiver_with_too_little_memory_names_it_and_listens_on() {
     receiver.quit();
 }
 
+/// Where KVM can shift a guest's TSC the guest moves, elsewhere the choice is refused by name.
+#[test]
+fn guest_time_stands_still_or_is_refused_before_a_page_moves() {
+    if !kvm_is_there() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (receiver, address) = Program::receiver(&directory.path().join("recv.sock"));
+    let mut command = mig_send();
+    command.args(["--guest", "clock", "--memory", "64MiB", "--to", &address, "--after", "100ms"]);
+    command.args(["--guest-time", "stop"]);
+    let sender = Program::start(command, &directory.path().join("send.sock"));
+    let report = sender.event("report");
+    if report["outcome"] == "moved" {
+        let time = &receiver.event("running")["guest_time"];
+        assert_eq!((time["choice"].as_str(), time["advanced_ms"].as_f64()), (Some("stop"), Some(0.0)));
+        receiver.assert_guest_goes_on();
+    } else {
+        assert_four_answers(&report["fault"]);
+        assert!(report["fault"]["cause"].as_str().unwrap().contains("guest time"), "{report}");
+        assert_eq!(report["sent_bytes"], 0, "{report}");
+        sender.assert_guest_goes_on();
+        let report = support::hop(&sender, &address, &[]);
+        let time = &receiver.event("running")["guest_time"];
+        let advanced_ms = time["advanced_ms"].as_f64().expect("a time");
+        assert!(
+            advanced_ms > 0.0 && advanced_ms <= report["downtime_ms"].as_f64().unwrap(),
+            "{time} {report}"
+        );
+        assert_eq!((time["choice"].as_str(), time["same_host"].as_bool()), (Some("advance"), Some(true)));
+        receiver.assert_guest_goes_on();
+    }
+}
+
 #[test]
 fn a_peer_that_speaks_http_leaves_the_guest_here() {
     if !kvm_is_there() {

@@ -10,6 +10,7 @@ pub use server::{Commands, Server};
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use mig::policy::Policy;
 use mig::{Address, SourceOptions};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 
 use crate::event::Report;
 use crate::failure::Failure;
+use crate::machine::Settings;
 
 /// The longest line that is read, in bytes.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
@@ -64,9 +66,40 @@ pub struct Migrate {
     /// Compare digests of all memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
+    /// What the guest's time does across the pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_time: Option<GuestTime>,
     /// Send events, a line each, before the answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub progress: bool,
+}
+
+/// What the guest's time does across the pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestTime {
+    /// It goes on: the pause is time that passed
+    Advance,
+    /// It stands still: the guest falls behind the world by the pause, and sees none
+    Stop,
+}
+
+impl From<GuestTime> for mig_vmm::GuestTime {
+    fn from(choice: GuestTime) -> Self {
+        match choice {
+            GuestTime::Advance => Self::Advance,
+            GuestTime::Stop => Self::Stop,
+        }
+    }
+}
+
+impl From<mig_vmm::GuestTime> for GuestTime {
+    fn from(choice: mig_vmm::GuestTime) -> Self {
+        match choice {
+            mig_vmm::GuestTime::Advance => Self::Advance,
+            mig_vmm::GuestTime::Stop => Self::Stop,
+        }
+    }
 }
 
 /// The answer to `status`.
@@ -129,11 +162,11 @@ impl Request {
 }
 
 impl Migrate {
-    /// The address and the engine's options.
+    /// The address, and how to move.
     ///
     /// # Errors
     /// A value that cannot be.
-    pub fn options(&self) -> Result<(Address, SourceOptions), Failure> {
+    pub fn settings(&self) -> Result<(Address, Settings), Failure> {
         let wrong = |cause: String, remedy: &str| Failure::new("source", "options", cause, remedy);
         let to = self
             .to
@@ -152,7 +185,9 @@ impl Migrate {
         if !(1..=64).contains(&channels) {
             return Err(wrong(format!("channels is {channels}"), "give 1 to 64"));
         }
-        Ok((to, SourceOptions { policy, channels, verify: self.verify.unwrap_or(defaults.verify) }))
+        let engine = SourceOptions { policy, channels, verify: self.verify.unwrap_or(defaults.verify) };
+        let guest_time = self.guest_time.map(Into::into).unwrap_or_default();
+        Ok((to, Settings { engine, guest_time }))
     }
 }
 
@@ -216,14 +251,15 @@ mod tests {
     fn requests_are_read_as_they_are_documented() {
         assert_eq!(Request::parse(br#"{"cmd": "status"}"#).unwrap(), Request::Status);
         let migrate = Request::parse(
-            br#"{"cmd":"migrate","to":"tcp:h:1","downtime_ms":10,"max_rounds":3,"channels":4,"verify":true}"#,
+            br#"{"cmd":"migrate","to":"tcp:h:1","downtime_ms":10,"max_rounds":3,"channels":4,"verify":true,"guest_time":"stop"}"#,
         )
         .unwrap();
         let Request::Migrate(migrate) = migrate else { panic!("{migrate:?}") };
-        let (to, options) = migrate.options().unwrap();
+        let (to, Settings { engine: options, guest_time }) = migrate.settings().unwrap();
         assert_eq!(to.to_string(), "tcp:h:1");
         assert_eq!(options.policy.downtime_limit, Duration::from_millis(10));
         assert_eq!((options.policy.max_rounds, options.channels, options.verify), (3, 4, true));
+        assert_eq!(guest_time, mig_vmm::GuestTime::Stop);
         assert!(!migrate.progress, "events are sent only to who asked for them");
         for command in COMMANDS.iter().filter(|c| **c != "migrate") {
             assert!(Request::parse(format!(r#"{{"cmd":"{command}"}}"#).as_bytes()).is_ok(), "{command}");
@@ -253,7 +289,7 @@ mod tests {
         let migrate = |change: fn(&mut Migrate)| {
             let mut migrate = Migrate { to: "tcp:h:1".into(), ..Migrate::default() };
             change(&mut migrate);
-            migrate.options().unwrap_err().cause
+            migrate.settings().unwrap_err().cause
         };
         assert!(migrate(|m| m.to = "h".into()).contains("transport"));
         assert!(migrate(|m| m.max_rounds = Some(0)).contains("max_rounds"));

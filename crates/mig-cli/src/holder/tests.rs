@@ -57,13 +57,7 @@ impl Machine for Fake {
         self.seen.lock().unwrap().push("check");
         Ok("all right".into())
     }
-    fn migrate(
-        self,
-        _: &Address,
-        _: &SourceOptions,
-        cancel: &Cancel,
-        observer: &dyn Observer,
-    ) -> Moving<Self> {
+    fn migrate(self, _: &Address, _: &Settings, cancel: &Cancel, observer: &dyn Observer) -> Moving<Self> {
         observer.progress(&mig::observe::Progress::Accepted);
         match self.endings.recv().unwrap() {
             Ending::Moved => Moving::Moved(examples::moved()),
@@ -109,7 +103,7 @@ impl Stage {
 
     fn migrate(&self, ending: Ending) -> Result<Box<Report>, Box<NotMoved>> {
         self.endings.send(ending).unwrap();
-        self.holder.migrate(&Address::tcp("h", 1), &SourceOptions::default(), &|_| {})
+        self.holder.migrate(&Address::tcp("h", 1), &Settings::default(), &|_| {})
     }
 
     fn state(&self) -> String {
@@ -155,9 +149,8 @@ fn a_guest_in_doubt_is_resumed_or_dropped_on_the_operators_word_only() {
 fn a_quit_that_comes_before_the_doubt_does_not_drop_the_guest() {
     let stage = Stage::running();
     thread::scope(|scope| {
-        let migration = scope.spawn(|| {
-            stage.holder.migrate(&Address::tcp("h", 1), &SourceOptions::default(), &|_| {}).is_err()
-        });
+        let migration = scope
+            .spawn(|| stage.holder.migrate(&Address::tcp("h", 1), &Settings::default(), &|_| {}).is_err());
         while stage.state() != "migrating" {
             thread::yield_now();
         }

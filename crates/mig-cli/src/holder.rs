@@ -421,18 +421,15 @@ impl<M: Machine> Holder<M> {
                 let inner = self.lock();
                 match &inner.state {
                     State::Ended(_) => return,
-                    // A guest that migrates is the engine's; one that ended meanwhile is seen afterwards.
-                    State::Running(_) | State::Paused(_) => inner.view.clone(),
-                    _ => None,
+                    State::Running(_) | State::Paused(_) | State::Migrating(_) => inner.view.clone(),
+                    State::Receiving(_) | State::InDoubt(_) => None,
                 }
             };
-            match view.and_then(|v| v.wait_end(WATCH_INTERVAL)) {
-                Some(end) => self.guest_ended(end),
-                None => {
-                    if self.wait_ended_for(WATCH_INTERVAL / 10).is_some() {
-                        return;
-                    }
-                }
+            if let Some(end) = view.and_then(|v| v.wait_end(WATCH_INTERVAL)) {
+                self.guest_ended(end);
+            }
+            if self.wait_ended_for(WATCH_INTERVAL / 10).is_some() {
+                return;
             }
         }
     }
@@ -443,6 +440,13 @@ impl<M: Machine> Holder<M> {
             State::Running(machine) | State::Paused(machine) => {
                 machine.end();
                 self.end(inner, End::Guest(end));
+            }
+            // The engine has the machine, and gives it back when it has told the destination.
+            State::Migrating(cancel) => {
+                if !cancel.is_cancelled() {
+                    cancel.cancel_because(end.reason);
+                }
+                inner.state = State::Migrating(cancel);
             }
             other => inner.state = other,
         }

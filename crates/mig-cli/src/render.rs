@@ -153,7 +153,7 @@ impl Renderer {
         self.head_shown = false;
         let mut text = match report.outcome.as_str() {
             "moved" => self.moved(report),
-            "still-here" => self.paint(Style::Yellow, "not moved: the guest runs on here") + "\n",
+            "still-here" => self.paint(Style::Yellow, "not moved: the guest is still here") + "\n",
             _ => {
                 self.paint(
                     Style::Red,
@@ -367,7 +367,7 @@ verified: the digests of 512 chunks agree
         let text = plain().render(&Event::Report(Box::new((&examples::refused()).into())));
         assert_eq!(
             text,
-            "not moved: the guest runs on here\n  side:   source\n  step:   connect\n  \
+            "not moved: the guest is still here\n  side:   source\n  step:   connect\n  \
              cause:  connection refused\n  remedy: start mig-recv there first\n"
         );
     }

@@ -196,6 +196,38 @@ fn a_migration_that_hangs_can_be_cancelled_and_the_guest_moves_later() {
     receiver.quit();
 }
 
+/// 32-bit code that resets the machine when the clock's seconds have changed three times.
+const RESET_AFTER_SECONDS: [u8; 31] = [
+    0xb9, 3, 0, 0, 0, // mov ecx, 3
+    0x30, 0xc0, 0xe6, 0x70, 0xe4, 0x71, 0x88, 0xc3, // again: bl = seconds
+    0x30, 0xc0, 0xe6, 0x70, 0xe4, 0x71, 0x38, 0xd8, 0x74, 0xf6, // while they are the same
+    0x49, 0x75, 0xeb, // dec ecx; jnz again
+    0xb0, 0xfe, 0xe6, 0x64, 0xf4, // the keyboard controller's reset line
+];
+
+#[test]
+fn a_guest_that_resets_while_it_migrates_ends_the_migration_and_says_so() {
+    if !kvm_is_there() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = directory.path().join("kernel");
+    std::fs::write(&kernel, support::bzimage(&RESET_AFTER_SECONDS)).unwrap();
+    // Whom nobody answers waits longer than the guest lives.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = mig_send();
+    command.args(["--memory", "4MiB", "--cpus", "1", "--after", "100ms", "--console", "none"]);
+    command.arg("--to").arg(format!("tcp:{}", silent.local_addr().unwrap()));
+    command.arg("--kernel").arg(&kernel);
+    let sender = Program::start(command, &directory.path().join("send.sock"));
+    sender.event("migrating");
+    let report = sender.event("report");
+    assert_eq!(report["outcome"], "still-here", "{report}");
+    assert_eq!(report["fault"]["cause"], "the guest reset the machine", "{report}");
+    assert_eq!(sender.event("ended")["reason"], "the guest reset the machine");
+    assert_eq!(sender.end().0.code(), Some(1), "it did not move");
+}
+
 #[test]
 fn a_paused_guest_stands_still_and_does_not_move() {
     if !kvm_is_there() {

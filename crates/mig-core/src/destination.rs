@@ -54,7 +54,10 @@ pub enum Event {
     /// then `Gap(None)`.
     Failed(Fault),
     /// Somebody wants it to end.
-    Cancelled,
+    Cancelled {
+        /// Why, where that is not just a wish: the guest has ended, for example.
+        reason: Option<String>,
+    },
 }
 
 /// What to do.
@@ -202,7 +205,7 @@ impl Destination {
             Event::Resumed => self.resumed(now),
             Event::Gap(gap) => self.gap(gap),
             Event::Failed(fault) => self.failed(fault),
-            Event::Cancelled => self.cancelled(),
+            Event::Cancelled { reason } => self.cancelled(reason),
         };
         (self, actions)
     }
@@ -453,13 +456,10 @@ impl Destination {
         }
     }
 
-    fn cancelled(&mut self) -> Vec<Action> {
+    fn cancelled(&mut self, reason: Option<String>) -> Vec<Action> {
         match self.stage {
             Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Vec::new(),
-            _ => {
-                let fault = Fault::new(Side::Destination, self.step(), Blame::Configuration, "cancelled");
-                self.give_up(fault.remedy("migrate again when it suits"))
-            }
+            _ => self.give_up(Fault::cancelled(Side::Destination, self.step(), reason)),
         }
     }
 

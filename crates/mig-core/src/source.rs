@@ -82,7 +82,10 @@ pub enum Event {
     /// [`Blame::Local`], a link that was lost or fell silent with [`Blame::Network`].
     Failed(Fault),
     /// Somebody wants it to end.
-    Cancelled,
+    Cancelled {
+        /// Why, where that is not just a wish: the guest has ended, for example.
+        reason: Option<String>,
+    },
 }
 
 /// What to do.
@@ -276,7 +279,7 @@ impl Source {
             Event::Located { guest_addresses } => self.located(now, guest_addresses),
             Event::Resumed => self.resumed(now),
             Event::Failed(fault) => self.failed(now, fault),
-            Event::Cancelled => self.cancelled(now),
+            Event::Cancelled { reason } => self.cancelled(now, reason),
         };
         (self, actions)
     }
@@ -661,7 +664,7 @@ impl Source {
         }
     }
 
-    fn cancelled(&mut self, now: Duration) -> Vec<Action> {
+    fn cancelled(&mut self, now: Duration, reason: Option<String>) -> Vec<Action> {
         match self.stage {
             // too late; or it ends by itself in a moment, for a reason worth knowing
             Stage::Locating
@@ -670,8 +673,8 @@ impl Source {
             | Stage::Resuming(_)
             | Stage::Ended => Vec::new(),
             _ => {
-                let fault = Fault::new(Side::Source, self.step(), Blame::Configuration, "cancelled");
-                self.give_up(now, fault.remedy("migrate again when it suits"), true)
+                let fault = Fault::cancelled(Side::Source, self.step(), reason);
+                self.give_up(now, fault, true)
             }
         }
     }

@@ -341,7 +341,7 @@ fn digests_out_of_order_too_many_or_not_asked_for_end_it() {
 fn a_cancel_before_commit_ends_it_with_a_promise_and_after_it_does_nothing() {
     for (at, _) in way() {
         let mut run = Run::at(at);
-        let actions = names(&run.tell(Event::Cancelled));
+        let actions = names(&run.tell(Event::Cancelled { reason: None }));
         let expected: &[&str] = if at < Resuming { &["send abort", "not received"] } else { &[] };
         assert_eq!(actions, expected, "{at:?}");
     }
@@ -381,7 +381,7 @@ fn a_copy_that_is_held_in_doubt_refuses_a_late_commit() {
     run.tell(Event::Failed(fault(Blame::Network)));
     assert!(run.hear(Message::Commit).is_empty());
     let mut run = Run::at(Ready);
-    run.tell(Event::Cancelled);
+    run.tell(Event::Cancelled { reason: None });
     assert!(run.hear(Message::Commit).is_empty());
 }
 
@@ -485,7 +485,7 @@ fn memory_that_differs_ends_it_with_samples_and_is_never_run() {
 fn events_that_come_too_late_for_an_action_given_up_do_nothing() {
     for at in [Preparing, Verifying, Loading] {
         let mut run = Run::at(at);
-        run.tell(Event::Cancelled);
+        run.tell(Event::Cancelled { reason: None });
         for event in [
             Event::Prepared(DestinationCosts::default()),
             Event::Verified,

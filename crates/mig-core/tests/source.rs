@@ -124,7 +124,7 @@ impl Run {
 
     fn resuming() -> Self {
         let mut run = Self::at(LastRound);
-        assert_eq!(names(&run.tell(Event::Cancelled)), ["resume", "send abort"]);
+        assert_eq!(names(&run.tell(Event::Cancelled { reason: None })), ["resume", "send abort"]);
         run
     }
 
@@ -260,7 +260,7 @@ fn a_migration_that_goes_well_acts_in_this_order() {
 fn a_cancel_before_commit_leaves_the_guest_here_running_and_untracked_and_the_peer_told() {
     for (at, _) in way().into_iter().filter(|(at, _)| *at < Committed) {
         let mut run = Run::at(at);
-        let actions = run.tell(Event::Cancelled);
+        let actions = run.tell(Event::Cancelled { reason: None });
         let (outcome, all) = outcome(&mut run, actions);
         assert_eq!(outcome, OutcomeKind::StillHere, "{at:?}");
         let did = |what: &str| all.iter().filter(|name| *name == what).count();
@@ -276,7 +276,7 @@ fn a_cancel_after_commit_is_too_late() {
     for at in [Committed, AwaitingGap] {
         let mut run = Run::at(at);
         assert!(run.machine.is_committed());
-        assert!(run.tell(Event::Cancelled).is_empty());
+        assert!(run.tell(Event::Cancelled { reason: None }).is_empty());
         assert!(!run.machine.has_ended());
     }
 }
@@ -521,7 +521,7 @@ fn while_the_guest_is_resumed_only_the_resume_itself_matters() {
     assert!(run.hear(Message::Abort(fault(Blame::Local, Step::Load))).is_empty());
     assert!(run.tell(Event::Failed(fault(Blame::Network, Step::Resume))).is_empty());
     assert!(run.tell(Event::Failed(fault(Blame::Local, Step::LastRound))).is_empty());
-    assert!(run.tell(Event::Paused).is_empty() && run.tell(Event::Cancelled).is_empty());
+    assert!(run.tell(Event::Paused).is_empty() && run.tell(Event::Cancelled { reason: None }).is_empty());
     let actions = run.tell(Event::Resumed);
     assert_eq!(names(&actions), ["stop tracking", "still-here"]);
     assert_eq!(report(&actions).fault.as_ref().unwrap().cause, "cancelled");
@@ -559,7 +559,7 @@ fn a_mismatch_names_the_pages_though_the_destination_hangs_up_meanwhile() {
 fn a_mismatch_stays_one_though_it_is_cancelled_and_its_pages_cannot_be_located() {
     let mut run = Run::at(Arrived);
     run.hear(mismatch());
-    assert!(run.tell(Event::Cancelled).is_empty());
+    assert!(run.tell(Event::Cancelled { reason: None }).is_empty());
     let actions = run.tell(Event::Failed(fault(Blame::Local, Step::Verify)));
     assert_eq!(names(&actions), ["resume"]);
     let actions = run.tell(Event::Resumed);
@@ -592,7 +592,9 @@ fn nothing_follows_the_end() {
     for message in every_message() {
         assert!(run.hear(message).is_empty());
     }
-    for event in [Event::Connected, Event::Resumed, Event::Cancelled, Event::Tracking, Event::Saved] {
+    for event in
+        [Event::Connected, Event::Resumed, Event::Cancelled { reason: None }, Event::Tracking, Event::Saved]
+    {
         assert!(run.tell(event).is_empty());
     }
     assert_eq!(run.machine, now);

@@ -336,8 +336,10 @@ impl World {
 
     fn struck(&mut self, side: Side, blow: Blow) -> Result<(), Violation> {
         match (blow, side) {
-            (Blow::Cancel, Side::Source) => self.tell_source(SourceEvent::Cancelled),
-            (Blow::Cancel, Side::Destination) => self.tell_destination(DestinationEvent::Cancelled),
+            (Blow::Cancel, Side::Source) => self.tell_source(SourceEvent::Cancelled { reason: None }),
+            (Blow::Cancel, Side::Destination) => {
+                self.tell_destination(DestinationEvent::Cancelled { reason: None })
+            }
             (Blow::Silence, _) => {
                 self.notices(side, 0, "the peer is silent");
                 Ok(())

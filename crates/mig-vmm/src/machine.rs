@@ -189,9 +189,13 @@ impl VmControl for Machine {
         Ok(Machine::pause(self)?)
     }
 
+    /// A guest that has ended by itself is here as well as it can be: that is no failure to resume it.
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {
         let _spent = permit;
-        Ok(self.run()?)
+        match self.run() {
+            Ok(()) | Err(VmmError::Ended(_)) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 }
 

@@ -71,6 +71,16 @@ impl Fault {
         Self { side, step, blame, cause: cause.into(), remedy: String::new() }
     }
 
+    /// Ended on this side because somebody wanted it to; for a reason of this host's own, if there is one.
+    pub fn cancelled(side: Side, step: Step, reason: Option<String>) -> Self {
+        match reason {
+            Some(reason) => Self::new(side, step, Blame::Local, reason),
+            None => {
+                Self::new(side, step, Blame::Configuration, "cancelled").remedy("migrate again when it suits")
+            }
+        }
+    }
+
     /// Adds what somebody can do about it.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {

@@ -165,6 +165,20 @@ impl Drop for Program {
     }
 }
 
+/// A bzImage whose 32-bit entry is `code`, at 1 MiB.
+pub fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    image[0x1f1] = 1; // a sector of setup code
+    image[0x201] = 0x6a;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020cu16.to_le_bytes());
+    image[0x211] = 1; // loaded high
+    image[0x22c..0x230].copy_from_slice(&0x3fff_ffffu32.to_le_bytes());
+    image[0x238..0x23c].copy_from_slice(&255u32.to_le_bytes());
+    image.extend_from_slice(code);
+    image
+}
+
 /// One request over a control socket, and its answer.
 pub fn ask(control: &Path, request: &Value) -> Value {
     let mut socket = UnixStream::connect(control).unwrap_or_else(|e| panic!("{}: {e}", control.display()));

@@ -68,9 +68,9 @@ pub(super) fn run<I: Incoming>(
     let streams = Arc::new(Streams::default());
     let (arrived, arrivals) = channel::bounded(ARRIVALS);
     let (cancelled_tx, cancelled) = channel::bounded(1);
-    let _hook = cancel.on_cancel(move || {
+    let _hook = cancel.on_cancel(move |reason| {
         // one word is enough
-        let _ = cancelled_tx.try_send(());
+        let _ = cancelled_tx.try_send(reason);
     });
     std::thread::scope(|scope| {
         // dropped when an embedder's code panics, too
@@ -111,7 +111,7 @@ impl Drop for HangUp {
 
 fn await_source(
     arrivals: &Receiver<Arrival>,
-    cancelled: &Receiver<()>,
+    cancelled: &Receiver<Option<String>>,
     observer: &dyn Observer,
 ) -> Result<(Stream, Hello), Fault> {
     loop {
@@ -125,8 +125,8 @@ fn await_source(
                 Ok(Arrival::Deaf(error)) => return Err(local(Step::Connect, error)),
                 Err(_) => return Err(local(Step::Connect, "the listening thread ended")),
             },
-            recv(cancelled) -> _ => {
-                return Err(Fault::new(Side::Destination, Step::Connect, Blame::Configuration, "cancelled"));
+            recv(cancelled) -> reason => {
+                return Err(Fault::cancelled(Side::Destination, Step::Connect, reason.unwrap_or_default()));
             }
         }
     }
@@ -141,7 +141,7 @@ struct Driver<'s, 'e, 'a, I: Incoming> {
     incoming: &'a mut I,
     observer: &'a dyn Observer,
     arrivals: &'a Receiver<Arrival>,
-    cancelled: &'a Receiver<()>,
+    cancelled: &'a Receiver<Option<String>>,
     streams: Arc<Streams>,
     link: Arc<Link>,
     session: [u8; 16],
@@ -180,7 +180,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         incoming: &'a mut I,
         observer: &'a dyn Observer,
         arrivals: &'a Receiver<Arrival>,
-        cancelled: &'a Receiver<()>,
+        cancelled: &'a Receiver<Option<String>>,
         streams: Arc<Streams>,
         stream: Stream,
         hello: &Hello,
@@ -242,7 +242,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
                 recv(self.arrivals) -> arrival => self.arrived(arrival.ok()),
-                recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
+                recv(self.cancelled) -> reason => self.feed(Event::Cancelled { reason: reason.unwrap_or_default() }),
                 recv(late) -> _ => self.feed(Event::Failed(patience::too_late(Side::Destination, self.step()))),
             }
         }

@@ -96,8 +96,7 @@ fn prepare<V: SourceVm>(
     let pages = Pages::new(vm.memory()).map_err(|e| local(Step::Describe, e))?;
     let stream = transport::connect(to)?;
     if cancel.is_cancelled() {
-        return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, "cancelled")
-            .remedy("migrate again when it suits"));
+        return Err(Fault::cancelled(Side::Source, Step::Connect, cancel.reason()));
     }
     let costs = vm.pause_costs();
     let config = SourceConfig {
@@ -119,7 +118,7 @@ struct Driver<'s, 'e, V> {
     vm: &'s mut V,
     to: &'s Address,
     observer: &'s dyn Observer,
-    cancelled: Receiver<()>,
+    cancelled: Receiver<Option<String>>,
     _cancel_hook: crate::cancel::HookGuard,
     began: Instant,
     machine: Option<Source>,
@@ -182,9 +181,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 let _ = reader.send(Note::Link(event));
             });
         });
-        let hook = cancel.on_cancel(move || {
+        let hook = cancel.on_cancel(move |reason| {
             // one word is enough
-            let _ = cancelled_tx.try_send(());
+            let _ = cancelled_tx.try_send(reason);
         });
         Self {
             scope,
@@ -247,7 +246,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
-                recv(self.cancelled) -> _ => self.feed(Event::Cancelled),
+                recv(self.cancelled) -> reason => self.feed(Event::Cancelled { reason: reason.unwrap_or_default() }),
                 recv(late) -> _ => {
                     self.deadline = None;
                     self.feed(Event::Failed(patience::too_late(Side::Source, self.machine().step())));
@@ -267,9 +266,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.put_back(channel, job);
                 self.noted(note.ok());
             }
-            recv(self.cancelled) -> _ => {
+            recv(self.cancelled) -> reason => {
                 self.put_back(channel, job);
-                self.feed(Event::Cancelled);
+                self.feed(Event::Cancelled { reason: reason.unwrap_or_default() });
             }
         }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mig::{DestinationVm, Incoming, RestoreState, SaveState, Section, SourceVm};
 use mig_kvm::{VcpuState, VmState};
-use mig_vmm::{Console, Machine, MachineConfig, Receiver, Workload, section_text};
+use mig_vmm::{Console, Fed, Machine, MachineConfig, Receiver, Workload, section_text};
 use mig_wire::bytes::{Reader, Writer};
 use mig_wire::{Description, section};
 
@@ -45,8 +45,8 @@ fn machine() -> Machine {
         assert!(started.elapsed() < Duration::from_secs(120), "no heartbeats: {:?}", monitor.end());
         std::thread::sleep(Duration::from_millis(5));
     }
+    assert_eq!(monitor.feed_serial(|_| Ok(INPUT.into())).unwrap(), Fed::Taken(INPUT.len()));
     machine.pause().unwrap();
-    assert_eq!(monitor.serial_input(INPUT), INPUT.len());
     machine
 }
 

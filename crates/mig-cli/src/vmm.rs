@@ -47,7 +47,10 @@ impl ConsoleTo {
     pub fn open(&self, side: &str) -> Result<Console, Failure> {
         match self {
             Self::None => Ok(Console::none()),
-            Self::Stdio => Ok(Console::stdout()),
+            Self::Stdio => Console::stdout().map_err(|e| {
+                let cause = format!("standard output cannot be written: {e}");
+                Failure::new(side, "start", cause, "open it, or give --console a file, or none")
+            }),
             Self::File(path) => {
                 let file = File::options().create(true).append(true).open(path).map_err(|e| {
                     Failure::new(

@@ -130,6 +130,11 @@ impl Gate {
         }
     }
 
+    /// Whether vCPUs are to run: for a handler that waits for something, which must not hold up a close.
+    pub fn is_open(&self) -> bool {
+        self.lock().phase == Phase::Open
+    }
+
     /// Has every loop return, now and for ever. Does not wait for them.
     pub fn end(&self) {
         let mut state = self.lock();

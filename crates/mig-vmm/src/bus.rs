@@ -18,6 +18,8 @@ use crate::monitor::End;
 /// The devices of a machine; shared by its vCPUs.
 pub(crate) struct Bus {
     pub(crate) serial: Mutex<Com1>,
+    /// Where `serial` prints.
+    pub(crate) console: Console,
     pub(crate) cmos: Mutex<Cmos>,
     pub(crate) i8042: Mutex<I8042>,
     pub(crate) heartbeat: Heartbeat,
@@ -26,7 +28,8 @@ pub(crate) struct Bus {
 impl Bus {
     pub(crate) fn new(vm: Arc<VmFd>, console: Console, memory_bytes: u64) -> Self {
         Self {
-            serial: Mutex::new(Com1::new(vm, console)),
+            serial: Mutex::new(Com1::new(vm, console.clone())),
+            console,
             cmos: Mutex::new(Cmos::new(memory_bytes)),
             i8042: Mutex::default(),
             heartbeat: Heartbeat::default(),

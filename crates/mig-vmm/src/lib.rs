@@ -24,10 +24,10 @@ mod vcpu;
 pub mod workload;
 
 pub use boot::{BootError, Workload};
-pub use console::Console;
+pub use console::{Console, Unwritten};
 pub use error::VmmError;
 pub use incoming::{IncomingMachine, Receiver};
 pub use machine::{Machine, MachineConfig};
 pub use mig_kvm::{GuestTime, TimePlan};
-pub use monitor::{End, Monitor, RunState};
+pub use monitor::{End, Fed, Monitor, RunState};
 pub use sections::text as section_text;

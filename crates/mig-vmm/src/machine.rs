@@ -22,7 +22,7 @@ use crate::sections;
 use crate::workload::{Guest, Verified};
 
 /// How long vCPUs may take to stop. They stop within a fraction of a millisecond, unless the host is
-/// overcommitted or a console blocks.
+/// overcommitted.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What pausing takes as a rule: vCPUs leave KVM_RUN within a kick (0.05 to 0.2 ms on two shared cores).
@@ -113,7 +113,11 @@ impl Machine {
             self.platform.gate.open();
             return Err(e.into());
         }
+        // Under the port's lock, as `Monitor::feed_serial` looks at it: from here on no input is taken from
+        // anybody and no interrupt raised, so what was taken is in the state that is saved.
+        let serial = lock(&self.platform.bus.serial);
         self.platform.status.set(RunState::Paused);
+        drop(serial);
         self.not_ended()
     }
 

@@ -1,5 +1,6 @@
 //! Looking at a machine from other threads while it runs, moves away or has ended.
 
+use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,17 @@ pub enum RunState {
     Running,
     /// Its guest has ended, or the machine is gone.
     Ended,
+}
+
+/// What became of an offer of input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fed {
+    /// So many bytes were taken; it may have been none that there were.
+    Taken(usize),
+    /// The guest has yet to read what it was given.
+    Full,
+    /// No guest runs here.
+    NotRunning,
 }
 
 /// The run state and the end, with those who wait for it.
@@ -144,9 +156,20 @@ impl Monitor {
         })
     }
 
-    /// Queues input on the guest's serial port; returns how many bytes fit.
-    pub fn serial_input(&self, bytes: &[u8]) -> usize {
-        lock(&self.bus.serial).receive(bytes)
+    /// Has `take` fetch input for the guest's serial port, at most as many bytes as it is told.
+    ///
+    /// `take` is called only while the guest runs here and has room, and what it returns is in the guest's
+    /// state from then on, wherever that goes: what a guest does not take is left to whoever runs it next.
+    /// It must not wait: it holds up the guest, and a pause.
+    ///
+    /// # Errors
+    /// What `take` met with; nothing was taken then.
+    pub fn feed_serial(&self, take: impl FnOnce(usize) -> io::Result<Vec<u8>>) -> io::Result<Fed> {
+        let mut serial = lock(&self.bus.serial);
+        match self.status.state() {
+            RunState::Paused | RunState::Ended => Ok(Fed::NotRunning),
+            RunState::Running => Ok(serial.feed(take)?.map_or(Fed::Full, Fed::Taken)),
+        }
     }
 
     /// How the guest ended, if it has.

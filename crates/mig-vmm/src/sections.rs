@@ -73,8 +73,7 @@ pub(crate) fn rehearse(platform: &Platform) -> Result<Duration, VmmError> {
 
 /// Restores into a machine that has never run.
 ///
-/// Devices first: restoring the serial port may pulse its interrupt line, and the interrupt controllers that
-/// come after know whether that interrupt is pending.
+/// Which interrupts of the devices are pending is for the interrupt controllers to know: no device raises any.
 pub(crate) fn restore(
     platform: &Platform,
     sections: &[Section],
@@ -88,9 +87,7 @@ pub(crate) fn restore(
     let keyboard: I8042 = one(sections, KEYBOARD)?;
     let kvm = KvmState::from_sections(sections, platform.vcpus.len())?;
 
-    lock(&bus.serial)
-        .restore(platform.vm.clone(), serial)
-        .map_err(|why| VmmError::SectionContent { name: SERIAL, why })?;
+    lock(&bus.serial).restore(serial).map_err(|why| VmmError::SectionContent { name: SERIAL, why })?;
     *lock(&bus.cmos) = Cmos::from_state(&cmos).ok_or_else(|| VmmError::SectionContent {
         name: CMOS,
         why: "an index or a length is out of range".into(),

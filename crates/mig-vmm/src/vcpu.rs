@@ -5,6 +5,7 @@
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -12,8 +13,12 @@ use mig_kvm::{ExitHandler, Flow, Gate};
 use vmm_sys_util::errno;
 
 use crate::bus::{Bus, lock};
+use crate::devices::serial;
 use crate::fixup;
 use crate::monitor::{End, Status};
+
+/// How soon a vCPU that waits to print sees that it is to stop.
+const PRINT_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What a vCPU's thread works with.
 pub(crate) struct VcpuThread {
@@ -42,6 +47,11 @@ impl VcpuThread {
         if let Err(e) = result {
             self.end(End::Error(format!("vCPU {}: {e}", self.index)));
         }
+    }
+
+    /// Waits while the console is full, but not when the vCPU is to stop: then it prints beyond.
+    fn wait_to_print(&self) {
+        while !self.bus.console.wait_room(PRINT_INTERVAL) && self.gate.is_open() {}
     }
 
     /// Ends the guest, on all vCPUs.
@@ -78,10 +88,15 @@ impl Exits<'_> {
 impl ExitHandler for Exits<'_> {
     fn exit(&mut self, exit: VcpuExit<'_>) -> Flow {
         match exit {
-            VcpuExit::IoOut(port, data) => match self.thread.bus.out(port, self.run.io_width(), data) {
-                None => Flow::Continue,
-                Some(end) => self.stop(end),
-            },
+            VcpuExit::IoOut(port, data) => {
+                if port == serial::FIRST_PORT {
+                    self.thread.wait_to_print();
+                }
+                match self.thread.bus.out(port, self.run.io_width(), data) {
+                    None => Flow::Continue,
+                    Some(end) => self.stop(end),
+                }
+            }
             VcpuExit::IoIn(port, data) => {
                 self.thread.bus.input(port, self.run.io_width(), data);
                 Flow::Continue

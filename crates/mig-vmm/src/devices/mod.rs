@@ -5,3 +5,4 @@ pub(crate) mod debug_exit;
 pub(crate) mod heartbeat;
 pub(crate) mod i8042;
 pub(crate) mod serial;
+pub(crate) mod uart;

@@ -36,7 +36,7 @@ const PIECES: [Piece; 4] = [
             ] {
                 put(bus, port, value);
             }
-            assert_eq!(lock(&bus.serial).receive(b"xy"), 2);
+            assert_eq!(lock(&bus.serial).feed(|_| Ok(b"xy".into())).unwrap(), Some(2));
         },
         shows: |bus| {
             let registers = [0x3fb, 0x3f9, 0x3fc, 0x3ff, 0x3fd, 0x3f8, 0x3f8].map(|port| get(bus, port));

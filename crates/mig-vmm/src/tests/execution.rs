@@ -8,7 +8,7 @@ use super::*;
 /// Where programs lie.
 const BASE: u64 = 0x10_0000;
 
-fn program(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub(super) fn program(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut code = CodeAssembler::new(32).unwrap();
     write(&mut code).unwrap();
     code.assemble(BASE).unwrap()
@@ -17,12 +17,14 @@ fn program(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> V
 /// Runs a program to its end.
 fn end_of(code: &[u8]) -> (End, String) {
     let text = Text::default();
-    let mut machine = machine_of(code, text.console());
+    let console = text.console();
+    let mut machine = machine_of(code, console.clone());
     let monitor = machine.monitor();
     machine.run().unwrap();
     let end = monitor.wait_end(PATIENCE).expect("the program ends");
     assert_eq!(monitor.state(), RunState::Ended);
     assert!(machine.run().is_err() && machine.pause().is_err(), "an ended machine neither runs nor pauses");
+    console.flush(PATIENCE).unwrap();
     (end, text.read())
 }
 

@@ -248,7 +248,8 @@ mod tests {
         print(&console, &text[..50]);
         print(&console, &text[50..]);
         assert_eq!(console.flush(Duration::ZERO), Err(Unwritten { bytes: 10_000, reason: None }));
-        (0..=text.len() / 100).for_each(|_| allow.send(()).unwrap());
+        // More than enough: the first write may have been of a few bytes.
+        (0..text.len() / 50).for_each(|_| allow.send(()).unwrap());
         console.flush(PATIENCE).unwrap();
         assert!(*written.lock().unwrap() == text);
     }
@@ -262,7 +263,8 @@ mod tests {
         assert!(!console.wait_room(Duration::from_millis(1)));
         // Overshoot.
         print(&console, b"z");
-        allow.send(()).unwrap();
+        // The first write may be of one byte.
+        (0..2).for_each(|_| allow.send(()).unwrap());
         assert!(console.wait_room(PATIENCE));
         assert!(Console::none().wait_room(Duration::ZERO));
     }
@@ -270,14 +272,14 @@ mod tests {
     #[test]
     fn what_a_sink_fails_at_is_lost_and_counted() {
         let (console, allow, written) = slow();
-        print(&console, &[b'a'; 100]);
+        print(&console, b"a");
         allow.send(()).unwrap();
         console.flush(PATIENCE).unwrap();
         drop(allow);
         print(&console, b"lost");
         let lost = Unwritten { bytes: 4, reason: Some("unplugged".into()) };
         assert_eq!(console.flush(PATIENCE), Err(lost));
-        assert_eq!(written.lock().unwrap().len(), 100);
+        assert_eq!(*written.lock().unwrap(), b"a");
     }
 
     #[test]

@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mig-vmm", &["mig", "mig-kvm"]),
     ("mig-cli", &["mig", "mig-vmm"]),
     ("mig-benches", &["mig-wire", "mig-core", "mig", "mig-kvm", "mig-vmm"]),
+    ("mig-guest-watch", &[]),
     ("mig-tests", &["mig-wire", "mig-core", "mig", "mig-kvm", "mig-vmm", "mig-cli"]),
 ];
 

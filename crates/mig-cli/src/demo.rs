@@ -12,7 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use mig::Address;
+use mig_vmm::Console;
 
+use crate::console::ConsoleTo;
 use crate::control::{Answer, Client, Finished, Request};
 use crate::event::Event;
 use crate::exit::Exit;
@@ -23,7 +25,6 @@ use crate::output::Output;
 use crate::recv;
 use crate::send::{boot, started};
 use crate::signals::{Signal, on_signal};
-use crate::vmm::ConsoleTo;
 
 /// The demo's guest.
 const GUEST: &str = "dirtier:rate=40MiB,working-set=128MiB,pattern=random";
@@ -42,7 +43,7 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
     let guest = GUEST.parse().map_err(|e| Failure::new("source", "demo", format!("{GUEST}: {e}"), ""))?;
     let options =
         SendOptions { guest: Some(guest), verify: true, memory: 1 << 30, cpus: 2, ..options.clone() };
-    let machine = boot(&options, &ConsoleTo::None)?;
+    let machine = boot(&options, Console::none())?;
     output.tell(started(&machine, None));
     let holder = Holder::running(machine, output.clone(), "source");
     let interrupted = holder.clone();

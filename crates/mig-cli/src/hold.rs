@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use mig_vmm::Console;
+
+use crate::console;
 use crate::control::Server;
 use crate::event::Event;
 use crate::exit::Exit;
 use crate::holder::{End, Holder, Interrupted};
 use crate::machine::Machine;
 use crate::signals::{Signal, on_signal};
+use crate::terminal;
 
 /// The holder, from when there is one on.
 pub type Later<M> = Arc<OnceLock<Arc<Holder<M>>>>;
@@ -19,21 +23,29 @@ pub type Later<M> = Arc<OnceLock<Arc<Holder<M>>>>;
 pub fn obey_signals<M: Machine>(path: &Path) -> Later<M> {
     let holder = Later::<M>::default();
     let (later, path) = (Arc::clone(&holder), path.to_owned());
-    let exit = move |code: Exit| {
-        // It may be gone already, which is what is wanted.
-        let _ = std::fs::remove_file(&path);
-        std::process::exit(code as i32);
-    };
     on_signal(move |signal| match (later.get(), signal) {
-        (None, _) => exit(Exit::Usage),
-        (Some(holder), Signal::Interrupt) if holder.interrupt() == Interrupted::ExitNow => exit(Exit::Failed),
-        (Some(_), Signal::Interrupt) => {}
+        (None, _) => exit(&path, Exit::Usage),
+        (Some(holder), Signal::Interrupt) => interrupt(holder, &path),
         (Some(holder), Signal::Terminate) => {
             // It may have ended already, which is what was wanted.
             let _ = holder.quit();
         }
     });
     holder
+}
+
+/// Ctrl-C, or the key that stands for it. May end the program, and its control socket at `path` with it.
+pub fn interrupt<M: Machine>(holder: &Holder<M>, path: &Path) {
+    if holder.interrupt() == Interrupted::ExitNow {
+        exit(path, Exit::Failed);
+    }
+}
+
+fn exit(path: &Path, code: Exit) -> ! {
+    terminal::give_back_for_good();
+    // It may be gone already, which is what is wanted.
+    let _ = std::fs::remove_file(path);
+    std::process::exit(code as i32);
 }
 
 /// Lets `holder` be controlled: by `server`'s clients, by signals, and by its guest's own end.
@@ -46,11 +58,14 @@ pub fn attend<M: Machine>(holder: &Arc<Holder<M>>, server: &mut Server, signals:
     thread::spawn(move || watched.watch_guest());
 }
 
-/// Waits for the holder's end, and until everybody has been told of it.
-pub fn see_off<M: Machine>(holder: &Holder<M>, server: Server) -> End {
+/// Waits for the holder's end, and until everybody has been told of it and all that its guest printed is
+/// written.
+pub fn see_off<M: Machine>(holder: &Holder<M>, server: Server, console: &Console) -> End {
     let end = holder.wait_ended();
     server.finish();
     drop(server);
+    terminal::give_back_for_good();
+    console::finish(console, holder.output());
     let reason = match &end {
         End::Moved => "the guest moved away".to_owned(),
         End::Guest(end) => end.reason.clone(),

@@ -112,6 +112,11 @@ impl<M: Machine> Holder<M> {
         &self.output
     }
 
+    /// A look at its guest, once there is one.
+    pub fn view(&self) -> Option<Arc<dyn View>> {
+        self.lock().view.clone()
+    }
+
     /// What it holds, and how that is.
     pub fn status(&self) -> Status {
         let inner = self.lock_for_command();

@@ -3,9 +3,11 @@
 //!
 //! Layers, each knowing only those before it: `failure`, `units`, `exit`; `event`, which all else tells;
 //! `render` and `output`, which show it; `machine`, the seam to a VMM; `control`, the socket; `holder`, the
-//! owner of a guest; `vmm`, the machines of mig-vmm; and the programs.
+//! owner of a guest; `vmm`, the machines of mig-vmm; `console`, `terminal` and `keyboard`, what is printed and
+//! typed; and the programs.
 
 pub mod attach;
+pub mod console;
 pub mod control;
 pub mod demo;
 pub mod event;
@@ -13,6 +15,7 @@ pub mod exit;
 pub mod failure;
 pub mod hold;
 pub mod holder;
+pub mod keyboard;
 pub mod machine;
 pub mod options;
 pub mod output;
@@ -20,6 +23,7 @@ pub mod recv;
 pub mod render;
 pub mod send;
 pub mod signals;
+pub mod terminal;
 pub mod units;
 pub mod vmm;
 
@@ -29,6 +33,7 @@ use clap::Parser;
 
 /// Reads the program's options and runs it with them; what is wrong with them is said as every error is.
 pub fn main<O: Parser>(program: &str, run: impl FnOnce(&O) -> exit::Exit) -> ExitCode {
+    let _given_back = terminal::GivenBack;
     match O::try_parse() {
         Ok(options) => run(&options).into(),
         Err(error) => match options::usage_failure(program, &error) {

@@ -1,5 +1,6 @@
 //! What a holder needs of a machine: the seam between holding a guest and the VMM that runs it.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,14 @@ pub trait View: Send + Sync {
     fn memory_bytes(&self) -> u64;
     /// The VGA text page: 25 lines.
     fn screen(&self) -> Vec<String>;
+    /// Whether the guest runs here and has room for something typed.
+    fn takes_input(&self) -> bool;
+    /// If so, has `take` fetch at most as many bytes as it is told and types them: what was fetched goes
+    /// wherever the guest does. `take` must not wait.
+    ///
+    /// # Errors
+    /// What `take` met with.
+    fn feed(&self, take: &mut dyn FnMut(usize) -> io::Result<Vec<u8>>) -> io::Result<()>;
     /// Waits for the guest to end by itself, at most `timeout`.
     fn wait_end(&self, timeout: Duration) -> Option<GuestEnd>;
 }

@@ -7,10 +7,10 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser};
 use mig::Address;
 
+use crate::console::ConsoleTo;
 use crate::control::{GuestTime, Migrate};
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size};
-use crate::vmm::ConsoleTo;
 
 const GUESTS: &str = "\
 Guests:
@@ -32,6 +32,7 @@ Examples:
   mig-send --demo
   mig-send --to tcp:host.example:4444 --guest dirtier:rate=50MiB --memory 1GiB --cpus 2 --verify
   mig-send --to tcp:[::1]:4444 --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0'
+  mig-send --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --control unix:/run/guest.sock
   mig-send --vm unix:/run/guest.sock --to tcp:host.example:4444";
 
 const RECV_EXAMPLES: &str = "\
@@ -48,15 +49,16 @@ Exit codes:
 /// Run a guest and move it, while it runs, to a mig-recv.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
-#[command(
-    override_usage = "mig-send <--guest NAME|--kernel FILE|--vm unix:PATH> --to ADDR [OPTIONS]\n       \
-                            mig-send --demo"
-)]
+#[command(override_usage = "mig-send <--guest NAME|--kernel FILE> [--to ADDR] [OPTIONS]\n       \
+                            mig-send --vm unix:PATH --to ADDR [OPTIONS]\n       \
+                            mig-send --demo")]
 #[command(group(ArgGroup::new("what").required(true).args(["guest", "kernel", "vm", "demo", "demo_receiver"])))]
+#[command(group(ArgGroup::new("move").args(["to", "demo", "demo_receiver"])))]
 pub struct SendOptions {
-    /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets
+    /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets. Without it the guest runs here until it ends
+    /// or is moved by --vm
     #[arg(long, value_name = "ADDR", value_parser = parse_receiver)]
-    #[arg(required_unless_present_any = ["demo", "demo_receiver"], conflicts_with = "demo")]
+    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver"], conflicts_with = "demo")]
     pub to: Option<Address>,
     /// Run a built-in guest (see below)
     #[arg(long, value_name = "NAME[:key=value,...]")]
@@ -87,27 +89,28 @@ pub struct SendOptions {
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=32))]
     pub cpus: u8,
     /// How long the guest runs before it moves
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "2s", requires = "to", value_parser = parse_duration)]
     pub after: Duration,
     /// The longest pause that is accepted [default: 300ms]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, requires = "move", value_name = "TIME", value_parser = parse_duration)]
     pub downtime: Option<Duration>,
     /// The most rounds before the pause [default: 30]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, requires = "move", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
     /// Connections that carry pages, 1 to 64 [default: 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, requires = "move", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub channels: Option<u16>,
     /// Compare digests of all memory on both sides before the guest is handed over
-    #[arg(long)]
+    #[arg(long, requires = "move")]
     pub verify: bool,
     /// What the guest's time does across the pause
-    #[arg(long, value_name = "WHAT", default_value = "advance")]
+    #[arg(long, requires = "move", value_name = "WHAT", default_value = "advance")]
     pub guest_time: GuestTime,
     /// Where the guest's holder is controlled [default: a socket in XDG_RUNTIME_DIR or the temporary directory]
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
     pub control: Option<PathBuf>,
-    /// The guest's serial output: a file, stdio or none [default: none, stdio for a kernel without --json]
+    /// The guest's serial port: stdio types standard input to it too; a terminal's Ctrl-] is Ctrl-C then
+    /// [default: none, stdio for a kernel without --json]
     #[arg(long, value_name = "FILE|stdio|none")]
     pub console: Option<ConsoleTo>,
     /// Print events as JSON, an object a line
@@ -125,7 +128,8 @@ pub struct RecvOptions {
     /// Where the guest's holder is controlled [default: a socket in XDG_RUNTIME_DIR or the temporary directory]
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
     pub control: Option<PathBuf>,
-    /// The guest's serial output: a file, stdio or none [default: stdio; none with --json]
+    /// The guest's serial port: stdio types standard input to it too; a terminal's Ctrl-] is Ctrl-C then
+    /// [default: stdio; none with --json]
     #[arg(long, value_name = "FILE|stdio|none")]
     pub console: Option<ConsoleTo>,
     /// Refuse guests with more memory than this
@@ -224,6 +228,7 @@ mod tests {
         assert_eq!((migrate.to.as_str(), migrate.verify), ("tcp:[::1]:4", Some(true)));
         assert_eq!(options.control, Some("/x".into()));
         assert!(send("--to tcp:h:1 --kernel vmlinux --initrd i --cmdline quiet").is_ok());
+        assert!(send("--kernel vmlinux --console stdio").is_ok() && send("--guest idle --json").is_ok());
         assert!(send("--vm unix:/x --to tcp:h:1 --verify").is_ok());
         assert!(send("--demo").is_ok() && send("--demo-receiver /x").is_ok());
         let short = send("--to tcp:h:1 --guest idle --downtime 10us").unwrap();
@@ -253,7 +258,9 @@ mod tests {
         let lines = [
             "",
             "--to tcp:h:1",
-            "--guest idle",
+            "--guest idle --after 1s",
+            "--guest idle --verify",
+            "--vm unix:/x",
             "--guest idle --to nowhere",
             "--guest idle --to tcp:h:0",
             "--guest nosuch --to tcp:h:1",

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use mig::{Listener, observe::Progress};
-use mig_vmm::{Console, Machine, Receiver};
+use mig_vmm::{Machine, Receiver};
 
+use crate::console::ConsoleTo;
 use crate::control::Server;
 use crate::event::{Arrived, Event, Received, Running};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hold::{attend, control_path, obey_signals, see_off};
 use crate::holder::{End, Holder};
+use crate::keyboard;
 use crate::machine::Arrival;
 use crate::options::RecvOptions;
 use crate::output::{Output, Stream};
 use crate::send::stdout_is_taken;
-use crate::vmm::{ConsoleTo, receive};
+use crate::vmm::receive;
 
 const SIDE: &str = "destination";
 
@@ -45,24 +47,27 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
         return Err(stdout_is_taken(SIDE));
     }
     kvm_can_be_opened()?;
-    // Opened once to find out, and again for each guest that arrives.
-    drop(console.open(SIDE)?);
+    let typed = *console == ConsoleTo::Stdio;
+    let console = console.open(SIDE)?;
     let listener = Listener::bind(&options.listen)
         .map_err(|fault| Failure { step: "listen".into(), ..Failure::from(fault) })?;
     let mut server = Server::bind(&control_path(&options.control, "mig-recv"))?;
-    let console = console.clone();
-    let mut receiver = Receiver::new(move || console.open(SIDE).unwrap_or_else(|_| Console::none()));
+    let guests_console = console.clone();
+    let mut receiver = Receiver::new(move || guests_console.clone());
     if let Some(bytes) = options.max_memory {
         receiver = receiver.max_memory_bytes(bytes);
     }
     let signals = obey_signals(server.path());
     let holder: Arc<Holder<Machine>> = Holder::receiving(output.clone(), SIDE);
     attend(&holder, &mut server, &signals);
+    if typed {
+        keyboard::attend(&holder, server.path().to_owned());
+    }
     output.tell(Event::Listening { addr: listener.address().to_string() });
     receive_one(&holder, &listener, &mut receiver, output);
     // A second guest would have no place here.
     drop(listener);
-    Ok(match see_off(&holder, server) {
+    Ok(match see_off(&holder, server, &console) {
         End::Moved | End::Quit { in_doubt: false } => Exit::Done,
         End::Guest(end) => {
             if end.good {

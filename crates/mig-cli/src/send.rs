@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use mig_vmm::workload::Guest;
-use mig_vmm::{Machine, MachineConfig};
+use mig_vmm::{Console, Machine, MachineConfig};
 
+use crate::console::ConsoleTo;
 use crate::control::Server;
 use crate::event::{Event, Started};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hold::{attend, control_path, obey_signals, see_off, shown};
 use crate::holder::{End, Holder};
+use crate::machine::GuestEnd;
 use crate::options::SendOptions;
 use crate::output::{Output, Stream};
-use crate::vmm::{ConsoleTo, start_failure};
-use crate::{attach, demo};
+use crate::vmm::start_failure;
+use crate::{attach, demo, keyboard};
 
 const SIDE: &str = "source";
 
@@ -52,7 +54,7 @@ fn console(options: &SendOptions) -> ConsoleTo {
 ///
 /// # Errors
 /// It cannot be started; nothing was.
-pub(crate) fn boot(options: &SendOptions, console: &ConsoleTo) -> Result<Machine, Failure> {
+pub(crate) fn boot(options: &SendOptions, console: Console) -> Result<Machine, Failure> {
     let workload = match (&options.guest, &options.kernel) {
         (_, Some(kernel)) => mig_vmm::Workload::Kernel {
             kernel: kernel.clone(),
@@ -62,12 +64,7 @@ pub(crate) fn boot(options: &SendOptions, console: &ConsoleTo) -> Result<Machine
         (Some(guest), None) => mig_vmm::Workload::BuiltIn(guest.clone()),
         (None, None) => mig_vmm::Workload::BuiltIn(Guest::Clock),
     };
-    let config = MachineConfig {
-        memory_bytes: options.memory,
-        vcpus: options.cpus,
-        workload,
-        console: console.open(SIDE)?,
-    };
+    let config = MachineConfig { memory_bytes: options.memory, vcpus: options.cpus, workload, console };
     let mut machine = Machine::boot(config).map_err(|e| start_failure(SIDE, &e))?;
     machine.run().map_err(|e| start_failure(SIDE, &e))?;
     Ok(machine)
@@ -88,27 +85,40 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     if options.json && *console == ConsoleTo::Stdio {
         return Err(stdout_is_taken(SIDE));
     }
-    let to =
-        options.to.as_ref().ok_or_else(|| Failure::new(SIDE, "options", "--to is missing", "give it"))?;
-    let (to, settings) = options.migrate(to).settings()?;
+    let migration = options.to.as_ref().map(|to| options.migrate(to).settings()).transpose()?;
     let mut server = Server::bind(&control_path(&options.control, "mig-send"))?;
     let signals = obey_signals(server.path());
-    let machine = boot(options, console)?;
+    let typed = *console == ConsoleTo::Stdio;
+    let console = console.open(SIDE)?;
+    let machine = boot(options, console.clone())?;
     let started = started(&machine, Some(shown(server.path())));
     let holder: Arc<Holder<Machine>> = Holder::running(machine, output.clone(), SIDE);
     attend(&holder, &mut server, &signals);
     output.tell(started);
-    if holder.wait_ended_for(options.after).is_none()
-        && let Err(not_moved) = holder.migrate(&to, &settings, &|_| {})
-    {
-        if not_moved.report.is_none() {
-            output.tell(Event::Error(not_moved.failure));
-        }
-        say_what_now(&holder, &server, output, &to.to_string());
+    if typed {
+        keyboard::attend(&holder, server.path().to_owned());
     }
-    Ok(match see_off(&holder, server) {
+    let was_to_move = migration.is_some();
+    match migration {
+        None => output.note(format!(
+            "the guest runs here until it ends. To move it: mig-send --vm {} --to ADDR",
+            shown(server.path())
+        )),
+        Some((to, settings)) => {
+            if holder.wait_ended_for(options.after).is_none()
+                && let Err(not_moved) = holder.migrate(&to, &settings, &|_| {})
+            {
+                if not_moved.report.is_none() {
+                    output.tell(Event::Error(not_moved.failure));
+                }
+                say_what_now(&holder, &server, output, &to.to_string());
+            }
+        }
+    }
+    Ok(match see_off(&holder, server, &console) {
         End::Moved => Exit::Done,
         End::Quit { in_doubt: true } => Exit::InDoubt,
+        End::Quit { in_doubt: false } | End::Guest(GuestEnd { good: true, .. }) if !was_to_move => Exit::Done,
         End::Quit { in_doubt: false } | End::Guest(_) => Exit::Failed,
     })
 }

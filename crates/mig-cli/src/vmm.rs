@@ -1,8 +1,6 @@
 //! mig-vmm's machines, as a holder needs them.
 
-use std::fs::File;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,60 +9,10 @@ use mig::{
     Address, BoxError, Cancel, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
     Refusal, RestoreState, RunPermit, Section, SourceVm,
 };
-use mig_vmm::{BootError, Console, IncomingMachine, Machine, Monitor, Receiver, VmmError};
+use mig_vmm::{BootError, IncomingMachine, Machine, Monitor, Receiver, VmmError};
 
 use crate::failure::{Failure, chain};
 use crate::machine::{Arrival, GuestEnd, Held, Machine as HeldMachine, Moving, Settings, View};
-
-/// Where a guest's serial output goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConsoleTo {
-    /// Nowhere.
-    None,
-    /// Standard output.
-    Stdio,
-    /// A file, which is created or appended to.
-    File(PathBuf),
-}
-
-impl FromStr for ConsoleTo {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "none" => Self::None,
-            "stdio" => Self::Stdio,
-            file => Self::File(file.into()),
-        })
-    }
-}
-
-impl ConsoleTo {
-    /// Opens it.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn open(&self, side: &str) -> Result<Console, Failure> {
-        match self {
-            Self::None => Ok(Console::none()),
-            Self::Stdio => Console::stdout().map_err(|e| {
-                let cause = format!("standard output cannot be written: {e}");
-                Failure::new(side, "start", cause, "open it, or give --console a file, or none")
-            }),
-            Self::File(path) => {
-                let file = File::options().create(true).append(true).open(path).map_err(|e| {
-                    Failure::new(
-                        side,
-                        "start",
-                        format!("cannot write the console to {}: {e}", path.display()),
-                        "give --console a file that can be written, stdio or none",
-                    )
-                })?;
-                Ok(Console::to(file))
-            }
-        }
-    }
-}
 
 /// What is wrong when a machine cannot be started.
 pub fn start_failure(side: &str, error: &VmmError) -> Failure {
@@ -104,6 +52,14 @@ impl View for Monitor {
 
     fn screen(&self) -> Vec<String> {
         self.screen().to_vec()
+    }
+
+    fn takes_input(&self) -> bool {
+        self.takes_input()
+    }
+
+    fn feed(&self, take: &mut dyn FnMut(usize) -> io::Result<Vec<u8>>) -> io::Result<()> {
+        self.feed_serial(take).map(drop)
     }
 
     fn wait_end(&self, timeout: Duration) -> Option<GuestEnd> {

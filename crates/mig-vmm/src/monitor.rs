@@ -156,6 +156,11 @@ impl Monitor {
         })
     }
 
+    /// Whether the guest runs here and its serial port has room for input.
+    pub fn takes_input(&self) -> bool {
+        lock(&self.bus.serial).has_room() && self.status.state() == RunState::Running
+    }
+
     /// Has `take` fetch input for the guest's serial port, at most as many bytes as it is told.
     ///
     /// `take` is called only while the guest runs here and has room, and what it returns is in the guest's

@@ -36,6 +36,12 @@ impl View for FakeView {
     fn screen(&self) -> Vec<String> {
         vec![String::new(); 25]
     }
+    fn takes_input(&self) -> bool {
+        false
+    }
+    fn feed(&self, _: &mut dyn FnMut(usize) -> std::io::Result<Vec<u8>>) -> std::io::Result<()> {
+        Ok(())
+    }
     fn wait_end(&self, _: Duration) -> Option<GuestEnd> {
         Some(GuestEnd { reason: "the guest ended with code 0".into(), good: true })
     }

@@ -53,6 +53,10 @@ impl Com1 {
         value
     }
 
+    pub(crate) fn has_room(&self) -> bool {
+        self.uart.room() > 0
+    }
+
     /// Has `take` fetch as many bytes as there is room for at most, and queues them for the guest: how many
     /// there were. `take` is not called when there is no room, which is `None`.
     ///

@@ -74,7 +74,8 @@ impl Fault {
     /// Ended on this side because somebody wanted it to; for a reason of this host's own, if there is one.
     pub fn cancelled(side: Side, step: Step, reason: Option<String>) -> Self {
         match reason {
-            Some(reason) => Self::new(side, step, Blame::Local, reason),
+            Some(reason) => Self::new(side, step, Blame::Local, reason)
+                .remedy("migrate again when there is a guest to move"),
             None => {
                 Self::new(side, step, Blame::Configuration, "cancelled").remedy("migrate again when it suits")
             }

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub mod terminal;
+
 /// Far more than anything here takes: a test that waits so long hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
 

@@ -1,0 +1,285 @@
+//! A Linux guest moves while it works: `tests/guests/linux` builds it, `MIG_LINUX` names the directory with its
+//! `vmlinux` and `initrd.cpio`. `MIG_HOPS` sets the number of hops of the long tests.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::terminal::Guest;
+use support::{hops, kvm_is_there};
+
+/// What a kernel prints when something went wrong, and our guest programs too.
+const BAD_WORDS: [&str; 12] = [
+    "ERROR",
+    "BUG:",
+    "WARNING:",
+    "Oops",
+    "panic",
+    "soft lockup",
+    "hard LOCKUP",
+    "rcu_sched",
+    "rcu: INFO",
+    "blocked for more than",
+    "unstable",
+    "Call Trace",
+];
+
+/// The built guest, where there is one.
+fn linux() -> Option<(String, String)> {
+    let Some(directory) = std::env::var_os("MIG_LINUX").map(PathBuf::from) else {
+        eprintln!("SKIPPED: MIG_LINUX names no Linux guest (tests/guests/linux/build makes one)");
+        return None;
+    };
+    let file = |name| {
+        let path = directory.join(name);
+        assert!(path.exists(), "MIG_LINUX: {} is missing", path.display());
+        path.to_str().expect("a path in UTF-8").to_owned()
+    };
+    kvm_is_there().then(|| (file("vmlinux"), file("initrd.cpio")))
+}
+
+/// Boots it with `job` on its command line.
+fn boot(job: &str, cpus: u8) -> Option<Guest> {
+    let (kernel, initrd) = linux()?;
+    let (cmdline, cpus) = (format!("quiet console=ttyS0 panic=-1 reboot=k {job}"), cpus.to_string());
+    let files = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
+    Some(Guest::boot(&[&files[..], &["--memory", "128MiB", "--cpus", &cpus]].concat()))
+}
+
+/// Asserts that nobody complained: neither the kernel nor our programs.
+fn assert_sound(text: &str) {
+    let bad = text.lines().find(|line| BAD_WORDS.iter().any(|word| line.contains(word)));
+    assert_eq!(bad, None, "in\n{text}");
+}
+
+/// A line of the watching program: its number, and what it says.
+#[derive(Debug, Clone)]
+struct Watch {
+    number: u64,
+    says: BTreeMap<String, f64>,
+}
+
+/// The whole lines that `program` printed, of the form `PROGRAM NUMBER key=value ...`.
+fn lines_of(program: &str, text: &str) -> Vec<Watch> {
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    let said = whole.lines().filter_map(|line| line.strip_prefix(program)?.strip_prefix(' '));
+    said.filter(|line| !line.starts_with("ERROR"))
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let number = words.next().and_then(|n| n.parse().ok());
+            let says = words
+                .filter_map(|w| w.split_once('='))
+                .filter_map(|(k, v)| Some((k.into(), v.parse().ok()?)));
+            Watch {
+                number: number.unwrap_or_else(|| panic!("a broken line: {program} {line}")),
+                says: says.collect(),
+            }
+        })
+        .collect()
+}
+
+/// Asserts that each number from 1 on is there, once, in order.
+fn assert_every_number_once(lines: &[Watch], text: &str) {
+    for (line, expected) in lines.iter().zip(1..) {
+        assert_eq!(line.number, expected, "every line once, in order:\n{text}");
+    }
+}
+
+/// Keeps one of the host's cores busy until it is dropped.
+struct Load(Arc<AtomicBool>);
+
+impl Load {
+    fn new() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        std::thread::spawn(move || while !stopped.load(Ordering::Relaxed) {});
+        Self(stop)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn tell(what: &str, hop: usize, report: &Value, more: &str) {
+    println!(
+        "{what} hop {hop}: {} after {} rounds, total {:.0} ms, downtime {:.2} ms (predicted {:.2}){more}",
+        report["stop_reason"].as_str().unwrap_or("?"),
+        report["rounds"],
+        report["total_ms"].as_f64().unwrap_or(f64::NAN),
+        report["downtime_ms"].as_f64().unwrap_or(f64::NAN),
+        report["predicted_downtime_ms"].as_f64().unwrap_or(f64::NAN),
+    );
+    if report["downtime_ms"].as_f64() > Some(20.0) {
+        println!("  {}", report["downtime"]);
+    }
+}
+
+/// Waits for `more` further lines of `program`.
+fn wait_for_lines(guest: &mut Guest, program: &str, more: usize) -> Vec<Watch> {
+    let have = lines_of(program, &guest.text()).len();
+    guest.wait(&format!("{more} further lines of {program}"), |text| {
+        let lines = lines_of(program, text);
+        (lines.len() >= have + more).then_some(lines)
+    })
+}
+
+/// Moves a guest that watches itself `count` times while it and the host are busy.
+fn watches_itself_over(count: usize, cpus: u8, clocksource: &str) {
+    let Some(mut guest) = boot(&format!("job=watch watch.args=--spin {clocksource}"), cpus) else { return };
+    wait_for_lines(&mut guest, "watch", 2);
+    let _load = Load::new();
+    let what = format!("Linux, {cpus} vCPUs {clocksource}");
+    for hop in 1..=count {
+        let before = wait_for_lines(&mut guest, "watch", 1).len();
+        let report = guest.hop();
+        // the second in which it moved is told by the line after it, or the one after that
+        let lines = wait_for_lines(&mut guest, "watch", 2);
+        let jump = lines[before..].iter().filter_map(|l| l.says.get("jump_ms")).copied().fold(0.0, f64::max);
+        let late = lines[before..].iter().filter_map(|l| l.says.get("late_ms")).copied().fold(0.0, f64::max);
+        tell(
+            &what,
+            hop,
+            &report,
+            &format!(", the guest saw a jump of {jump:.2} ms, timers late by {late:.1} ms"),
+        );
+        let downtime = report["downtime_ms"].as_f64().expect("a moved guest had a downtime");
+        assert!(jump >= downtime * 0.5, "the pause is time that passed: {jump} {downtime}");
+    }
+    let text = guest.quit();
+    assert_every_number_once(&lines_of("watch", &text), &text);
+    assert_sound(&text);
+}
+
+#[test]
+fn linux_with_one_vcpu_notices_nothing_but_the_pause() {
+    watches_itself_over(hops(2), 1, "");
+}
+
+#[test]
+fn linux_with_two_vcpus_notices_nothing_but_the_pause() {
+    watches_itself_over(hops(4).div_ceil(2), 2, "");
+}
+
+#[test]
+fn linux_on_kvmclock_notices_nothing_but_the_pause() {
+    watches_itself_over(hops(4).div_ceil(4).max(2), 2, "clocksource=kvm-clock");
+}
+
+#[test]
+fn linux_moves_in_its_early_boot_before_it_has_a_console() {
+    for cpus in [1, 2] {
+        let Some(mut guest) = boot("job=watch", cpus) else { return };
+        let mut hops = 0;
+        while guest.text().is_empty() && hops < 8 {
+            hops += 1;
+            let report = guest.hop();
+            tell(&format!("Linux, {cpus} vCPUs, early boot"), hops, &report, "");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        assert!(hops > 1, "there was time before the console: {}", guest.text());
+        wait_for_lines(&mut guest, "watch", 3);
+        let text = guest.quit();
+        assert_every_number_once(&lines_of("watch", &text), &text);
+        assert_sound(&text);
+    }
+}
+
+#[test]
+fn linux_moves_while_it_unpacks_a_file() {
+    let Some(mut guest) = boot("job=unpack", 1) else { return };
+    wait_for_lines(&mut guest, "unpack", 1);
+    for hop in 1..=hops(2).min(5) {
+        tell("Linux, unpacking", hop, &guest.hop(), "");
+        wait_for_lines(&mut guest, "unpack", 1);
+    }
+    let text = guest.quit();
+    assert_every_number_once(&lines_of("unpack", &text), &text);
+    assert_sound(&text);
+}
+
+#[test]
+fn a_line_half_typed_at_the_source_is_ended_at_the_destination() {
+    let Some(mut guest) = boot("job=shell", 1) else { return };
+    guest.wait_for("guest# ");
+    for hop in 1..=hops(2).min(5) {
+        let words = format!("half{hop}");
+        guest.type_in(&format!("echo {words}-$((40"));
+        guest.wait_for(&format!("echo {words}-$((40"));
+        tell("Linux, half a line", hop, &guest.hop(), "");
+        guest.type_in("+2))\n");
+        guest.wait_for(&format!("\n{words}-42\nguest# "));
+    }
+    assert_sound(&guest.quit());
+}
+
+#[test]
+fn linux_moves_while_it_idles_and_wakes_when_somebody_types() {
+    for cpus in [1, 2] {
+        let Some(mut guest) = boot("job=shell", cpus) else { return };
+        guest.wait_for("guest# ");
+        for hop in 1..=hops(2).min(5) {
+            std::thread::sleep(Duration::from_millis(500));
+            tell(&format!("Linux, {cpus} vCPUs, idle"), hop, &guest.hop(), "");
+            std::thread::sleep(Duration::from_millis(500));
+            guest.type_in(&format!("echo awake{hop}\n"));
+            guest.wait_for(&format!("\nawake{hop}\nguest# "));
+        }
+        assert_sound(&guest.quit());
+    }
+}
+
+/// Moves a guest that is about to end, `delay` after it was told to: it ends here, or it moves and ends there,
+/// and whoever holds it says how it ended.
+fn ends_while_it_moves(command: &str, last_words: &str, delay: Duration) {
+    let Some(mut guest) = boot("job=shell", 1) else { return };
+    guest.wait_for("guest# ");
+    guest.type_in(&format!("{command}\n"));
+    std::thread::sleep(delay);
+    let report = guest.try_hop();
+    let outcome = report["outcome"].as_str().unwrap_or("ended before").to_owned();
+    println!("{command} {delay:?} before the migration: {outcome}, {}", report["fault"]["cause"]);
+    let (status, said, printed) = guest.end();
+    assert!(said.contains(last_words), "{said}\n{printed}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(status.code(), Some(0), "{outcome}: {said}");
+    assert_sound(&printed);
+}
+
+#[test]
+fn a_guest_that_reboots_while_it_moves_ends_on_one_side_which_says_so() {
+    for delay_ms in [0, 150, 300, 600, 1200] {
+        ends_while_it_moves("reboot -f", "the guest reset the machine", Duration::from_millis(delay_ms));
+    }
+}
+
+#[test]
+fn a_guest_that_powers_off_while_it_moves_ends_on_one_side_which_says_so() {
+    let command = "printf '\\0' | dd of=/dev/port bs=1 seek=244";
+    for delay_ms in [0, 300, 600, 1200] {
+        ends_while_it_moves(command, "the guest ended with code 0", Duration::from_millis(delay_ms));
+    }
+}
+
+/// Without ACPI a kernel cannot power off: it halts its CPUs for ever, and is still somebody's guest.
+#[test]
+fn a_guest_that_halts_while_it_moves_is_halted_where_it_went() {
+    let Some(mut guest) = boot("job=shell", 2) else { return };
+    guest.wait_for("guest# ");
+    guest.type_in("halt -f\n");
+    for hop in 1..=3 {
+        tell("Linux, halting", hop, &guest.hop(), "");
+    }
+    guest.wait_for("System halted");
+    tell("Linux, halted", 4, &guest.hop(), "");
+    assert_sound(&guest.quit());
+}

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mig_vmm::Console;
@@ -13,9 +14,12 @@ use nix::fcntl::OFlag;
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// How long a reader that takes nothing is waited for before that is said, and after.
-const SILENT_PATIENCE: Duration = Duration::from_secs(1);
-const LAST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a reader that takes nothing is waited for before that is said, and how many times as long in all.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCES: u32 = 60;
+
+/// The program was told to end as it waited.
+static HURRY: AtomicBool = AtomicBool::new(false);
 
 /// Where a guest's serial port leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,16 +77,30 @@ fn open(path: &Path) -> std::io::Result<File> {
 /// Waits until everything that the guest printed here is written; says so where that takes long, and what
 /// was not written.
 pub fn finish(console: &Console, output: &Output) {
-    let Err(unwritten) = console.flush(SILENT_PATIENCE) else { return };
+    let Err(mut unwritten) = console.flush(PATIENCE) else { return };
     if unwritten.reason.is_none() {
         output.note(format!(
             "{} bytes that the guest printed wait for a reader of its console; Ctrl-C drops them",
             unwritten.bytes
         ));
     }
-    let Err(unwritten) = console.flush(LAST_PATIENCE) else { return };
-    let why = unwritten.reason.map_or("nobody read them".to_owned(), |reason| reason);
+    let mut waited = 1;
+    while waited < PATIENCES && !HURRY.load(Ordering::Relaxed) {
+        match console.flush(PATIENCE) {
+            Ok(()) => return,
+            Err(now) if now.bytes < unwritten.bytes => (unwritten, waited) = (now, 0),
+            // What was lost is lost.
+            Err(now) if now == unwritten && now.reason.is_some() => break,
+            Err(now) => (unwritten, waited) = (now, waited + 1),
+        }
+    }
+    let why = unwritten.reason.unwrap_or_else(|| "nobody read them".to_owned());
     output.note(format!("{} bytes that the guest printed were not written: {why}", unwritten.bytes));
+}
+
+/// Has [`finish`] wait for no reader any more.
+pub fn hurry() {
+    HURRY.store(true, Ordering::Relaxed);
 }
 
 #[cfg(test)]

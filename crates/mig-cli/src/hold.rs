@@ -28,7 +28,9 @@ pub fn obey_signals<M: Machine>(path: &Path) -> Later<M> {
         (Some(holder), Signal::Interrupt) => interrupt(holder, &path),
         (Some(holder), Signal::Terminate) => {
             // It may have ended already, which is what was wanted.
-            let _ = holder.quit();
+            if holder.quit().is_err() {
+                console::hurry();
+            }
         }
     });
     holder

@@ -102,6 +102,11 @@ impl Holder {
         assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stdout), self.said());
     }
 
+    fn terminate(&self) {
+        let sent = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill starts").success());
+    }
+
     fn quit(&mut self) -> ExitStatus {
         ask(&self.control, &json!({"cmd": "quit"}));
         self.end()
@@ -309,6 +314,23 @@ fn a_console_that_nobody_reads_holds_up_no_move_and_is_whole_once_it_is_read() {
     }
 }
 
+#[test]
+fn a_program_that_is_told_twice_to_end_leaves_a_console_that_nobody_reads() {
+    if !kvm_is_there() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let command = sender(directory.path(), COUNTER);
+    let mut holder = Holder::start(command, directory.path().join("control"), Stdio::null(), Stdio::piped());
+    holder.says("runs here");
+    wait_until_vcpu_sleeps(holder.child.id());
+    holder.terminate();
+    holder.says("wait for a reader");
+    holder.terminate();
+    assert!(holder.end().success());
+    holder.says("were not written: nobody read them");
+}
+
 /// A terminal with programs on it, and what they print there.
 struct Terminal {
     keys: File,
@@ -360,14 +382,7 @@ fn a_terminal_is_as_it_was_however_a_program_ends() {
         ("the key for it", |terminal, _| terminal.type_in("\x1d"), 0),
         ("its guest's good end", |terminal, _| terminal.type_in("0"), 0),
         ("its guest's bad end", |terminal, _| terminal.type_in("3"), 1),
-        (
-            "SIGTERM",
-            |_, holder| {
-                let sent = Command::new("kill").args(["-s", "TERM", &holder.child.id().to_string()]).status();
-                assert!(sent.expect("kill starts").success());
-            },
-            0,
-        ),
+        ("SIGTERM", |_, holder| holder.terminate(), 0),
     ];
     for (what, end, code) in endings {
         let directory = tempfile::tempdir().expect("a directory");

@@ -38,7 +38,7 @@ pub(crate) fn block() -> std::io::Result<()> {
 }
 
 pub(crate) fn start(duty: &mut Duty) {
-    let pause = if duty.spin { PAUSE / 4 } else { PAUSE };
+    let pause = if duty.spin { PAUSE / 2 } else { PAUSE };
     duty.thread("alarms", move |on| {
         let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
         let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event).expect("Linux has timers");

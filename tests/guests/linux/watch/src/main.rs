@@ -15,6 +15,7 @@ mod memory;
 mod options;
 mod peer;
 mod pipes;
+mod priority;
 mod random;
 mod report;
 mod sampler;

@@ -99,9 +99,9 @@ impl Report {
         self.counts[what as usize].fetch_add(n, Relaxed);
     }
 
-    /// Two successive readings of a clock were so far apart.
-    pub(crate) fn jumped(&self, ns: u64) {
-        self.jump_ns.fetch_max(ns, Relaxed);
+    /// A clock went so much further between two readings than it should.
+    pub(crate) fn jumped(&self, jump: Duration) {
+        self.jump_ns.fetch_max(u64::try_from(jump.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// A timer was so late, unless it was an error.
@@ -207,8 +207,8 @@ mod tests {
         let report = Report::new(Duration::from_secs(5));
         report.checked(Count::Files, 3);
         report.checked(Count::Patterns, 7);
-        report.jumped(12_345_678);
-        report.jumped(5);
+        report.jumped(Duration::from_nanos(12_345_678));
+        report.jumped(Duration::from_nanos(5));
         report.late(Ok(300_000));
         report.late(Err(Fault::new("a test", 1, 2)));
         let line = report.format(4, 5_000_000, 6_999_999, 8);

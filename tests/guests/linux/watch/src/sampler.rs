@@ -1,54 +1,41 @@
-//! Reads the clocks again and again. The largest step between two readings is the pause as the guest sees it.
+//! Reads the clocks again and again. Two successive readings are further apart than they should be by the pause as the
+//! guest sees it.
 
 use std::thread;
 use std::time::Duration;
 
 use crate::clock::{Apart, Clock, Forward, now_ns, tsc};
 use crate::duty::{Duty, On};
+use crate::priority;
 use crate::report::{Count, Fault};
 
-/// Between two readings when the guest is to idle; what a jump is above this.
+/// Between two readings, and with `--spin`. A pause may seem shorter by this, but for what it takes to wake.
 const NAP: Duration = Duration::from_millis(40);
-/// Readings of the monotonic clock for one of all others, when spinning.
-const MONOTONIC_READINGS: u64 = 64;
+const SHORT_NAP: Duration = Duration::from_millis(10);
 
+/// Starts the sampler, which goes before all others on its CPU, so that it need not wait for its turn; and when
+/// spinning a second one, which reads clocks for as long as nothing else is to be done.
 pub(crate) fn start(duty: &mut Duty) {
-    if duty.spin {
-        duty.thread("sampler", |on| {
-            lowest_priority();
-            let mut clocks = Clocks::new();
-            while on.goes_on() {
-                sample(on, &mut clocks, MONOTONIC_READINGS, Duration::ZERO);
+    let nap = if duty.spin { SHORT_NAP } else { NAP };
+    duty.thread("sampler", move |on| {
+        priority::before_all_others();
+        let mut clocks = Clocks::new();
+        while on.goes_on() {
+            thread::sleep(nap);
+            if let Some(step) = clocks.read(on) {
+                on.report.jumped(step.saturating_sub(nap));
             }
-        });
-    } else {
-        duty.thread("sampler", |on| {
-            let mut clocks = Clocks::new();
-            while on.goes_on() {
-                thread::sleep(NAP);
-                sample(on, &mut clocks, 1, NAP);
-            }
-        });
-    }
-}
-
-fn sample(on: &On, clocks: &mut Clocks, readings: u64, expected: Duration) {
-    let expected = u64::try_from(expected.as_nanos()).expect("short");
-    for _ in 0..readings {
-        match clocks.monotonic.advance(now_ns(Clock::Monotonic)) {
-            Ok(ns) => on.report.jumped(ns.saturating_sub(expected)),
-            Err(fault) => on.report.error(&fault),
         }
+    });
+    if duty.spin {
+        duty.thread("spinner", |on| {
+            priority::after_all_others();
+            let mut clocks = Clocks::new();
+            while on.goes_on() {
+                clocks.read(on);
+            }
+        });
     }
-    clocks.read_others().into_iter().for_each(|fault| on.report.error(&fault));
-    on.report.checked(Count::Clocks, 1);
-}
-
-/// Whatever else is to be done on this CPU is done first, so that a jump is not waiting for its turn.
-fn lowest_priority() {
-    #![allow(unsafe_code)]
-    // SAFETY: takes numbers only; 0 is the calling thread. Without effect it is as good as before.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
 struct Clocks {
@@ -70,18 +57,21 @@ impl Clocks {
         }
     }
 
-    fn read_others(&mut self) -> Vec<Fault> {
+    /// Reads them all, once; answers how far the monotonic one went.
+    fn read(&mut self, on: &On) -> Option<Duration> {
+        let step = self.monotonic.advance(now_ns(Clock::Monotonic)).map(Duration::from_nanos);
         let before = now_ns(Clock::Monotonic);
         let real = now_ns(Clock::Realtime);
         let after = now_ns(Clock::Monotonic);
-        [
+        let faults: [Option<Fault>; 5] = [
+            step.as_ref().err().cloned(),
             self.realtime.narrow(before, real, after).err(),
             self.raw.advance(now_ns(Clock::MonotonicRaw)).err(),
             self.boottime.advance(now_ns(Clock::Boottime)).err(),
             self.tsc.advance(tsc()).err(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        ];
+        faults.into_iter().flatten().for_each(|fault| on.report.error(&fault));
+        on.report.checked(Count::Clocks, 1);
+        step.ok()
     }
 }

@@ -268,6 +268,7 @@ mod tests {
         for choice in [GuestTime::Advance, GuestTime::Stop] {
             assert_eq!(GuestTime::from_section(&choice.to_section()).unwrap(), choice);
         }
+        assert_eq!(GuestTime::Stop.to_section().body, [1, 0, 0, 0], "as version 1 has it");
         let third = Section { body: mig::body::encode(&2u32), ..GuestTime::Stop.to_section() };
         assert!(matches!(GuestTime::from_section(&third), Err(KvmError::Section(_))));
     }

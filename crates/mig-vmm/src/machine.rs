@@ -214,6 +214,8 @@ impl SaveState for Machine {
 
 impl SourceVm for Machine {
     fn describe(&self) -> Result<Description, BoxError> {
+        // That time goes on is what a destination takes for granted.
+        let stop = (self.guest_time == GuestTime::Stop).then(|| self.guest_time.to_section());
         Ok(Description {
             architecture: std::env::consts::ARCH.into(),
             page_bytes: mig::domain::PAGE_BYTES as u32,
@@ -221,7 +223,7 @@ impl SourceVm for Machine {
             regions: layout::regions(self.platform.memory_bytes),
             boot_id: time::boot_id().ok(),
             schemas: sections::schemas(),
-            platform: vec![self.cpu.clone(), self.guest_time.to_section()],
+            platform: std::iter::once(self.cpu.clone()).chain(stop).collect(),
         })
     }
 

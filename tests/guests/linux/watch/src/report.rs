@@ -62,6 +62,7 @@ impl Fault {
 pub(crate) struct Report {
     counts: [AtomicU64; NAMES.len()],
     errors: AtomicU64,
+    read_ns: AtomicU64,
     jump_ns: AtomicU64,
     late_ns: AtomicU64,
     late_limit: Duration,
@@ -81,6 +82,7 @@ impl Report {
         Self {
             counts: Default::default(),
             errors: AtomicU64::new(0),
+            read_ns: AtomicU64::new(0),
             jump_ns: AtomicU64::new(0),
             late_ns: AtomicU64::new(0),
             late_limit,
@@ -99,9 +101,12 @@ impl Report {
         self.counts[what as usize].fetch_add(n, Relaxed);
     }
 
-    /// A clock went so much further between two readings than it should.
-    pub(crate) fn jumped(&self, jump: Duration) {
-        self.jump_ns.fetch_max(u64::try_from(jump.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    /// Some thread read the monotonic clock: how far it went since any thread last did is a jump.
+    pub(crate) fn clock_was_read(&self, mono_ns: u64) {
+        let last_ns = self.read_ns.fetch_max(mono_ns, Relaxed);
+        if last_ns != 0 {
+            self.jump_ns.fetch_max(mono_ns.saturating_sub(last_ns), Relaxed);
+        }
     }
 
     /// A timer was so late, unless it was an error.
@@ -207,8 +212,9 @@ mod tests {
         let report = Report::new(Duration::from_secs(5));
         report.checked(Count::Files, 3);
         report.checked(Count::Patterns, 7);
-        report.jumped(Duration::from_nanos(12_345_678));
-        report.jumped(Duration::from_nanos(5));
+        for read_ns in [1_000, 2_000, 12_347_678, 12_347_600, 12_348_000] {
+            report.clock_was_read(read_ns);
+        }
         report.late(Ok(300_000));
         report.late(Err(Fault::new("a test", 1, 2)));
         let line = report.format(4, 5_000_000, 6_999_999, 8);

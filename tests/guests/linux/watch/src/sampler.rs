@@ -1,5 +1,5 @@
-//! Reads the clocks again and again. Two successive readings are further apart than they should be by the pause as the
-//! guest sees it.
+//! Reads the clocks again and again. The largest step between two successive readings, by whichever thread, is the
+//! pause as the guest sees it, or up to a nap more.
 
 use std::thread;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use crate::clock::{Apart, Clock, Forward, now_ns, tsc};
 use crate::duty::{Duty, On};
 use crate::priority;
-use crate::report::{Count, Fault};
+use crate::report::Count;
 
-/// Between two readings, and with `--spin`. A pause may seem shorter by this, but for what it takes to wake.
-const NAP: Duration = Duration::from_millis(40);
-const SHORT_NAP: Duration = Duration::from_millis(10);
+/// From one reading to the next at most, and with `--spin`.
+const NAP: Duration = Duration::from_millis(20);
+const SHORT_NAP: Duration = Duration::from_millis(8);
 
 /// Starts the sampler, which goes before all others on its CPU, so that it need not wait for its turn; and when
 /// spinning a second one, which reads clocks for as long as nothing else is to be done.
@@ -22,9 +22,7 @@ pub(crate) fn start(duty: &mut Duty) {
         let mut clocks = Clocks::new();
         while on.goes_on() {
             thread::sleep(nap);
-            if let Some(step) = clocks.read(on) {
-                on.report.jumped(step.saturating_sub(nap));
-            }
+            clocks.read(on);
         }
     });
     if duty.spin {
@@ -57,14 +55,15 @@ impl Clocks {
         }
     }
 
-    /// Reads them all, once; answers how far the monotonic one went.
-    fn read(&mut self, on: &On) -> Option<Duration> {
-        let step = self.monotonic.advance(now_ns(Clock::Monotonic)).map(Duration::from_nanos);
+    /// Reads them all, once.
+    fn read(&mut self, on: &On) {
         let before = now_ns(Clock::Monotonic);
         let real = now_ns(Clock::Realtime);
         let after = now_ns(Clock::Monotonic);
-        let faults: [Option<Fault>; 5] = [
-            step.as_ref().err().cloned(),
+        on.report.clock_was_read(before);
+        on.report.clock_was_read(after);
+        let faults = [
+            self.monotonic.advance(before).and_then(|_| self.monotonic.advance(after)).err(),
             self.realtime.narrow(before, real, after).err(),
             self.raw.advance(now_ns(Clock::MonotonicRaw)).err(),
             self.boottime.advance(now_ns(Clock::Boottime)).err(),
@@ -72,6 +71,5 @@ impl Clocks {
         ];
         faults.into_iter().flatten().for_each(|fault| on.report.error(&fault));
         on.report.checked(Count::Clocks, 1);
-        step.ok()
     }
 }

@@ -15,7 +15,7 @@ use crate::fpu::{cpus, pin};
 use crate::report::{Count, Fault};
 
 /// Both sides wake when the monotonic clock is a multiple of this.
-const PERIOD_NS: u64 = 250_000_000;
+const PERIOD_NS: u64 = 500_000_000;
 /// A side that the other keeps waiting so long gives up this meeting.
 const PATIENCE_NS: u64 = 20_000_000;
 const BOUNCES: u64 = 50;

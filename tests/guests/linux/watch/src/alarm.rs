@@ -17,7 +17,7 @@ use crate::report::{Count, Fault};
 use crate::timer::lateness;
 
 const AHEAD_NS: u64 = 50_000_000;
-const PAUSE: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(600);
 
 /// Runs of the handler.
 static HANDLED: AtomicU64 = AtomicU64::new(0);
@@ -38,7 +38,7 @@ pub(crate) fn block() -> std::io::Result<()> {
 }
 
 pub(crate) fn start(duty: &mut Duty) {
-    let pause = if duty.spin { PAUSE / 2 } else { PAUSE };
+    let pause = if duty.spin { PAUSE / 4 } else { PAUSE };
     duty.thread("alarms", move |on| {
         let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
         let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event).expect("Linux has timers");

@@ -16,7 +16,7 @@ pub(crate) trait Check: Send + 'static {
     /// Its thread's name.
     const NAME: &'static str;
 
-    /// From one step to the next, when the guest is to idle; with `--spin` half.
+    /// From one step to the next, when the guest is to idle; with `--spin` a quarter.
     const PERIOD: Duration;
 
     /// Does a little, in a few milliseconds at most.
@@ -41,7 +41,7 @@ impl Duty {
 
     /// A thread that does the check's steps.
     pub(crate) fn start<C: Check>(&mut self, mut check: C) {
-        let period = if self.spin { C::PERIOD / 2 } else { C::PERIOD };
+        let period = if self.spin { C::PERIOD / 4 } else { C::PERIOD };
         self.thread(C::NAME, move |on| {
             while on.goes_on() {
                 if let Err(fault) = check.step(&on.report) {

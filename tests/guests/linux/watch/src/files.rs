@@ -59,7 +59,7 @@ impl Files {
 
 impl Check for Files {
     const NAME: &'static str = "files";
-    const PERIOD: Duration = Duration::from_millis(500);
+    const PERIOD: Duration = Duration::from_millis(1000);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         let (old, new) = (self.random.below(FILES), self.random.below(FILES));

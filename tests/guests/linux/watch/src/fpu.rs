@@ -150,7 +150,7 @@ struct Registers {
 
 impl Check for Registers {
     const NAME: &'static str = "registers";
-    const PERIOD: Duration = Duration::from_millis(200);
+    const PERIOD: Duration = Duration::from_millis(400);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         if let Some(cpu) = self.cpu.take() {

@@ -107,7 +107,7 @@ impl Heap {
 
 impl Check for Heap {
     const NAME: &'static str = "heap";
-    const PERIOD: Duration = Duration::from_millis(200);
+    const PERIOD: Duration = Duration::from_millis(400);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         let mut result = Ok(());

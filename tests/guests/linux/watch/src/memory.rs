@@ -66,7 +66,7 @@ impl Patterns {
 
 impl Check for Patterns {
     const NAME: &'static str = "patterns";
-    const PERIOD: Duration = Duration::from_millis(200);
+    const PERIOD: Duration = Duration::from_millis(400);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         let mut result = Ok(());
@@ -117,7 +117,7 @@ impl Pages {
 
 impl Check for Pages {
     const NAME: &'static str = "pages";
-    const PERIOD: Duration = Duration::from_millis(200);
+    const PERIOD: Duration = Duration::from_millis(400);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         let mut result = Ok(());

@@ -115,7 +115,7 @@ fn compare(what: &'static str, expected: Message, received: Result<Message, Stri
 
 impl Check for Pipes {
     const NAME: &'static str = "pipes";
-    const PERIOD: Duration = Duration::from_millis(300);
+    const PERIOD: Duration = Duration::from_millis(600);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         let first = self.sent + 1;

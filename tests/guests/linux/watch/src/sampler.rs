@@ -10,7 +10,7 @@ use crate::priority;
 use crate::report::Count;
 
 /// From one reading to the next at most, and with `--spin`.
-const NAP: Duration = Duration::from_millis(20);
+const NAP: Duration = Duration::from_millis(40);
 const SHORT_NAP: Duration = Duration::from_millis(8);
 
 /// Starts the sampler, which goes before all others on its CPU, so that it need not wait for its turn; and when

@@ -109,7 +109,7 @@ pub(crate) fn start(duty: &mut Duty) {
 
 impl Check for Sleeps {
     const NAME: &'static str = "sleeps";
-    const PERIOD: Duration = Duration::from_millis(200);
+    const PERIOD: Duration = Duration::from_millis(400);
 
     fn step(&mut self, report: &Report) -> Result<(), Fault> {
         let nap_ns = u64::try_from(NAP.as_nanos()).expect("short");

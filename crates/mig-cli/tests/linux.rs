@@ -32,6 +32,13 @@ const BAD_WORDS: [&str; 12] = [
     "Call Trace",
 ];
 
+/// What the watching program counts: checks of memory, the heap, clocks, TSCs of two CPUs against each other,
+/// timers, pipes, signals, FPU and SSE registers, files.
+const CHECKERS: [&str; 12] = [
+    "patterns", "pages", "nodes", "clocks", "bounces", "ticks", "sleeps", "alarms", "echoes", "signals",
+    "fpu", "files",
+];
+
 /// The built guest, where there is one.
 fn linux() -> Option<(String, String)> {
     let Some(directory) = std::env::var_os("MIG_LINUX").map(PathBuf::from) else {
@@ -160,8 +167,18 @@ fn watches_itself_over(count: usize, cpus: u8, clocksource: &str) {
         assert!(jump >= downtime * 0.5, "the pause is time that passed: {jump} {downtime}");
     }
     let text = guest.quit();
-    assert_every_number_once(&lines_of("watch", &text), &text);
+    let lines = lines_of("watch", &text);
+    assert_every_number_once(&lines, &text);
+    assert_every_checker_worked(&lines, cpus, &text);
     assert_sound(&text);
+}
+
+/// Asserts that each of the program's checkers got on between the first line and the last.
+fn assert_every_checker_worked(lines: &[Watch], cpus: u8, text: &str) {
+    let (first, last) = (&lines[0].says, &lines[lines.len() - 1].says);
+    for checker in CHECKERS.into_iter().filter(|c| cpus > 1 || *c != "bounces") {
+        assert!(last[checker] > first[checker], "{checker} stands still:\n{text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,88 @@
+//! From the connection to the dirty log: who is there, what the guest is, the page channels.
+
+use std::time::Duration;
+
+use mig_wire::describe::Refusal;
+use mig_wire::fault::{Blame, Fault, Side, Step};
+use mig_wire::frame::{DestinationCosts, Message};
+use mig_wire::hello::{Capabilities, Hello, VERSIONS, Welcome};
+
+use super::{Action, Source, Stage};
+use crate::progress::Progress;
+
+impl Source {
+    pub(super) fn connected(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::Connecting = self.stage else { return self.out_of_turn(now, "connected") };
+        self.ledger.began = Some(now);
+        self.stage = Stage::Greeting;
+        let required = if self.config.verify { Capabilities::VERIFY.bits() } else { 0 };
+        vec![Action::Send(Message::Hello(Hello {
+            version_min: *VERSIONS.start(),
+            version_max: *VERSIONS.end(),
+            required,
+            optional: 0,
+            channels: self.config.channels,
+            session: self.config.session,
+        }))]
+    }
+
+    pub(super) fn welcomed(&mut self, now: Duration, welcome: Welcome) -> Vec<Action> {
+        let Stage::Greeting = self.stage else { return self.out_of_turn(now, "welcome") };
+        let required = if self.config.verify { Capabilities::VERIFY.bits() } else { 0 };
+        if !VERSIONS.contains(&welcome.version)
+            || welcome.channels == 0
+            || welcome.channels > self.config.channels
+            || welcome.capabilities != required
+        {
+            return self.out_of_turn(now, "a welcome to something that was not offered");
+        }
+        self.stage = Stage::Describing;
+        self.ledger.channels = welcome.channels;
+        self.ledger.secret = welcome.secret;
+        vec![
+            Action::Tell(Progress::Connected { version: welcome.version, channels: welcome.channels }),
+            Action::Send(Message::Describe(Box::new(self.config.description.clone()))),
+        ]
+    }
+
+    pub(super) fn accepted(&mut self, now: Duration, costs: DestinationCosts) -> Vec<Action> {
+        let Stage::Describing = self.stage else { return self.out_of_turn(now, "accept") };
+        self.estimate.load = costs.load;
+        self.estimate.resume = costs.resume;
+        if self.config.verify {
+            // the destination compares once it has the source's digests
+            self.estimate.verify += costs.verify;
+        }
+        self.stage = Stage::Attaching;
+        let (channels, secret) = (self.ledger.channels, self.ledger.secret);
+        vec![Action::Tell(Progress::Accepted), Action::Attach { channels, secret }]
+    }
+
+    pub(super) fn refused(&mut self, now: Duration, refusals: &[Refusal]) -> Vec<Action> {
+        let (step, words) = match self.stage {
+            Stage::Greeting => (Step::Handshake, "refused to speak"),
+            Stage::Describing => (Step::Prepare, "refused the guest"),
+            _ => return self.out_of_turn(now, "refuse"),
+        };
+        let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.what, r.cause)).collect();
+        let mut remedies: Vec<&str> =
+            refusals.iter().map(|r| r.remedy.as_str()).filter(|r| !r.is_empty()).collect();
+        remedies.dedup();
+        let fault =
+            Fault::new(Side::Destination, step, Blame::Peer, format!("{words}: {}", reasons.join("; ")));
+        self.give_up(now, fault.remedy(remedies.join("; ")), false)
+    }
+
+    pub(super) fn attached(&mut self) -> Vec<Action> {
+        let Stage::Attaching = self.stage else { return Vec::new() };
+        self.stage = Stage::StartingLog;
+        self.ledger.tracking = true;
+        vec![Action::StartTracking]
+    }
+
+    pub(super) fn tracking(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::StartingLog = self.stage else { return Vec::new() };
+        self.ledger.copying_since = now;
+        self.send_round(now, 0, 0)
+    }
+}

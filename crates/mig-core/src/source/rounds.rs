@@ -1,0 +1,161 @@
+//! Rounds, what was measured in them, and the decision after each.
+
+use std::time::Duration;
+
+use mig_wire::fault::{Blame, Fault, Side, Step};
+
+use super::{Action, Copying, LastRound, Measuring, Source, Stage, Switching};
+use crate::policy::{self, Decision, RoundContext, StopReason};
+use crate::progress::{PageCounts, Progress, RoundReport};
+
+impl Source {
+    pub(super) fn send_round(&mut self, now: Duration, round: u32, stalled_rounds: u32) -> Vec<Action> {
+        self.stage =
+            Stage::Copying(Copying { round, started: now, stalled_rounds, sent: None, acknowledged: None });
+        vec![Action::SendRound { round }]
+    }
+
+    pub(super) fn round_sent(&mut self, now: Duration, pages: PageCounts, bytes: u64) -> Vec<Action> {
+        match &mut self.stage {
+            Stage::Copying(copying) => {
+                copying.sent = Some((pages, bytes));
+                self.ledger.sent(pages, bytes);
+                self.measure(now)
+            }
+            Stage::LastRound(last) => {
+                last.sent = true;
+                self.ledger.sent(pages, bytes);
+                self.commit_when_ready()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, now: Duration, acknowledged: u32) -> Vec<Action> {
+        match &mut self.stage {
+            Stage::Copying(copying) if copying.round == acknowledged && copying.acknowledged.is_none() => {
+                copying.acknowledged = Some(now);
+                self.measure(now)
+            }
+            Stage::LastRound(last) if last.round == acknowledged && last.acknowledged.is_none() => {
+                last.acknowledged = Some(now);
+                Vec::new()
+            }
+            _ => self.out_of_turn(now, "an acknowledgement of another round"),
+        }
+    }
+
+    /// Once a round has been sent and has arrived: how much was dirtied meanwhile?
+    fn measure(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::Copying(Copying { round, started, stalled_rounds, sent, acknowledged }) = &self.stage
+        else {
+            return Vec::new();
+        };
+        let (Some((pages, bytes)), Some(arrived)) = (*sent, *acknowledged) else { return Vec::new() };
+        let elapsed = arrived.saturating_sub(*started);
+        self.estimate.round(pages.total(), bytes, elapsed);
+        self.stage = Stage::Measuring(Measuring {
+            round: *round,
+            started: *started,
+            elapsed,
+            sync_started: now,
+            pages,
+            bytes,
+            stalled_rounds: *stalled_rounds,
+        });
+        vec![Action::Sync]
+    }
+
+    pub(super) fn synced(&mut self, now: Duration, dirty_pages: u64) -> Vec<Action> {
+        match &self.stage {
+            Stage::Measuring(measuring) => {
+                let measuring = measuring.clone();
+                self.decide(now, &measuring, dirty_pages)
+            }
+            Stage::LastSync(switching) => {
+                self.ledger.downtime.last_sync = now.saturating_sub(switching.since);
+                let round = switching.last_round;
+                self.stage = Stage::LastRound(LastRound {
+                    round,
+                    since: now,
+                    acknowledged: None,
+                    sent: false,
+                    ready: None,
+                });
+                vec![Action::SendLast { round, verify: self.config.verify }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn decide(&mut self, now: Duration, measured: &Measuring, dirty_pages: u64) -> Vec<Action> {
+        let sync = now.saturating_sub(measured.sync_started);
+        self.estimate.dirtied(dirty_pages, now.saturating_sub(measured.started), sync);
+        self.ledger.rounds = measured.round + 1;
+        let sent_pages = measured.pages.total();
+        let stalled = dirty_pages >= sent_pages && dirty_pages > 0;
+        let context = RoundContext {
+            round: measured.round,
+            sent_pages,
+            dirtied_pages: dirty_pages,
+            total_sent_bytes: self.ledger.sent_bytes,
+            ram_bytes: self.config.ram_bytes,
+            elapsed: now.saturating_sub(self.ledger.copying_since),
+            stalled_rounds: if stalled { measured.stalled_rounds + 1 } else { 0 },
+            predicted: self.estimate.downtime(dirty_pages),
+            predicted_after_next: self.estimate.downtime_after_round(dirty_pages),
+        };
+        let decision = policy::decide(&self.config.policy, &context);
+        let report = self.round_report(measured, &context, decision);
+        let mut actions = vec![Action::Tell(Progress::Round(report))];
+        actions.extend(self.follow(now, decision, &context));
+        actions
+    }
+
+    fn round_report(&self, measured: &Measuring, context: &RoundContext, decision: Decision) -> RoundReport {
+        let nearest_rule = match decision {
+            Decision::Continue => policy::nearest_rule(&self.config.policy, context),
+            Decision::SwitchOver(reason) | Decision::Abort(reason) => reason,
+        };
+        RoundReport {
+            round: measured.round,
+            pages: measured.pages,
+            sent_bytes: measured.bytes,
+            elapsed: measured.elapsed,
+            dirtied_pages: context.dirtied_pages,
+            dirty_pages_per_second: self.estimate.dirty_pages_per_second(),
+            bytes_per_second: self.estimate.bytes_per_second(),
+            predicted_downtime: context.predicted,
+            decision,
+            nearest_rule,
+        }
+    }
+
+    fn follow(&mut self, now: Duration, decision: Decision, context: &RoundContext) -> Vec<Action> {
+        let next_round = context.round + 1;
+        match decision {
+            Decision::Continue => self.send_round(now, next_round, context.stalled_rounds),
+            Decision::SwitchOver(reason) => {
+                self.ledger.stop_reason = Some(reason);
+                self.ledger.predicted_downtime = Some(context.predicted);
+                self.stage = Stage::Pausing(Switching { last_round: next_round, since: now });
+                vec![Action::Pause]
+            }
+            Decision::Abort(reason) => {
+                self.ledger.stop_reason = Some(reason);
+                self.ledger.predicted_downtime = Some(context.predicted);
+                let fault = self.not_converged(reason, context);
+                self.give_up(now, fault, true)
+            }
+        }
+    }
+
+    fn not_converged(&self, reason: StopReason, context: &RoundContext) -> Fault {
+        let cause = format!(
+            "did not converge ({reason}): predicted downtime {:?} is over the limit {:?}",
+            context.predicted, self.config.policy.downtime_limit
+        );
+        Fault::new(Side::Source, Step::Round(context.round), Blame::Configuration, cause)
+            .remedy("allow a longer downtime, a faster link, or stop-and-copy on stall")
+    }
+}

@@ -259,6 +259,25 @@ fn linux_moves_while_it_idles_and_wakes_when_somebody_types() {
     }
 }
 
+/// The guest calls it a lockup when a CPU has not got to its watchdog for 4 s, unless KVM told it that it was
+/// stopped.
+#[test]
+fn a_guest_that_was_paused_for_long_does_not_take_it_for_a_lockup() {
+    let Some(mut guest) = boot("job=shell watchdog_thresh=2", 2) else { return };
+    guest.wait_for("guest# ");
+    for what in ["paused", "moved"] {
+        guest.command("pause");
+        std::thread::sleep(Duration::from_secs(9));
+        guest.command("resume");
+        if what == "moved" {
+            guest.hop();
+        }
+        guest.type_in(&format!("sleep 5; echo {what} before\n"));
+        guest.wait_for(&format!("\n{what} before\nguest# "));
+    }
+    assert_sound(&guest.quit());
+}
+
 /// Moves a guest that is about to end, `delay` after it was told to: it ends here, or it moves and ends there,
 /// and whoever holds it says how it ended.
 fn ends_while_it_moves(command: &str, last_words: &str, delay: Duration) {

@@ -60,12 +60,24 @@ pub fn restore<V: Deref<Target = VcpuFd>>(
         vcpu::restore(fd, state, &RestoreContext { caps: caps.clone(), host_tsc_khz, time })?;
     }
     vm::restore_chips(vm, &state.vm, &time)?;
-    if caps.kvmclock_ctrl {
-        for fd in vcpus {
-            tell_stopped(fd)?;
+    tell_stopped(vcpus, caps)?;
+    Ok(time)
+}
+
+/// Has a guest with kvmclock know that it was stopped, so that its watchdogs stay quiet: before it runs again
+/// after a pause, however it came to that. Without kvmclock, in KVM or in the guest, there is nothing to tell.
+///
+/// # Errors
+/// KVM_KVMCLOCK_CTRL's.
+pub fn tell_stopped<V: Deref<Target = VcpuFd>>(vcpus: &[V], caps: &Caps) -> Result<(), KvmError> {
+    for vcpu in vcpus.iter().filter(|_| caps.kvmclock_ctrl) {
+        match vcpu.kvmclock_ctrl() {
+            // The guest has no kvmclock (yet).
+            Err(e) if e.errno() == libc::EINVAL => {}
+            result => result.call("KVM_KVMCLOCK_CTRL")?,
         }
     }
-    Ok(time)
+    Ok(())
 }
 
 impl KvmState {
@@ -101,15 +113,6 @@ impl KvmState {
         let vcpus =
             (0..vcpus).map(|i| VcpuState::from_section(only(vcpu::NAME, i)?)).collect::<Result<_, _>>()?;
         Ok(Self { vm, vcpus })
-    }
-}
-
-/// Has a guest with kvmclock know that it was stopped, so that its watchdogs stay quiet.
-fn tell_stopped(vcpu: &VcpuFd) -> Result<(), KvmError> {
-    match vcpu.kvmclock_ctrl() {
-        // The guest has no kvmclock (yet).
-        Err(e) if e.errno() == libc::EINVAL => Ok(()),
-        result => result.call("KVM_KVMCLOCK_CTRL"),
     }
 }
 

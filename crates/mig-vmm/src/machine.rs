@@ -9,7 +9,7 @@ use mig::{
     BoxError, Description, DirtyTracker, GuestRam, PauseCosts, RunPermit, SaveState, Section, SourceVm,
     VmControl,
 };
-use mig_kvm::{GuestTime, TimePlan, time};
+use mig_kvm::{GuestTime, TimePlan, state, time};
 
 use crate::boot::{self, Workload};
 use crate::bus::lock;
@@ -47,6 +47,8 @@ pub struct Machine {
     /// What the guest was given, as the destination of the next move will want to know.
     cpu: Section,
     workload: String,
+    /// It ran here and was paused: it is to be told before it runs again.
+    interrupted: bool,
     /// What its time does in the next move.
     guest_time: GuestTime,
     /// How its time went on when it arrived here.
@@ -82,6 +84,7 @@ impl Machine {
             platform,
             cpu,
             workload: workload.to_string(),
+            interrupted: false,
             guest_time: GuestTime::Advance,
             arrival: None,
         })
@@ -89,15 +92,20 @@ impl Machine {
 
     /// A machine of parts whose vCPUs have all their state and do not run.
     pub(crate) fn arrived(platform: Platform, cpu: Section, workload: String, time: TimePlan) -> Self {
-        Self { platform, cpu, workload, guest_time: GuestTime::Advance, arrival: Some(time) }
+        let (interrupted, guest_time) = (false, GuestTime::Advance);
+        Self { platform, cpu, workload, interrupted, guest_time, arrival: Some(time) }
     }
 
     /// Starts or continues the guest.
     ///
     /// # Errors
-    /// [`VmmError::Ended`] when the guest is over.
+    /// [`VmmError::Ended`] when the guest is over; KVM's, in which case it does not run.
     pub fn run(&mut self) -> Result<(), VmmError> {
         self.not_ended()?;
+        if std::mem::take(&mut self.interrupted) {
+            let vcpus: Vec<_> = self.platform.vcpus.iter().map(lock).collect();
+            state::tell_stopped(&vcpus, &self.platform.caps)?;
+        }
         self.platform.status.set(RunState::Running);
         self.platform.gate.open();
         Ok(())
@@ -118,6 +126,7 @@ impl Machine {
         let serial = lock(&self.platform.bus.serial);
         self.platform.status.set(RunState::Paused);
         drop(serial);
+        self.interrupted = true;
         self.not_ended()
     }
 

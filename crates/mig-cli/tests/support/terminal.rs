@@ -176,6 +176,12 @@ impl Guest {
         stdin.write_all(keys.as_bytes()).and_then(|()| stdin.flush()).expect("the program reads its console");
     }
 
+    /// Asks the program that the guest runs in for `command`, which is to succeed.
+    pub fn command(&self, command: &str) {
+        let answer = ask(&self.now.control, &serde_json::json!({"cmd": command}));
+        assert_eq!(answer["ok"], true, "{command}: {answer}");
+    }
+
     /// Moves the guest to a new program; gives the report.
     pub fn hop(&mut self) -> Value {
         let report = self.try_hop();
@@ -220,7 +226,7 @@ impl Guest {
 
     /// Ends the guest; gives everything it printed.
     pub fn quit(self) -> String {
-        ask(&self.now.control, &serde_json::json!({"cmd": "quit"}));
+        self.command("quit");
         self.end().2
     }
 }

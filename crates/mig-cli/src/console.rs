@@ -98,9 +98,9 @@ pub fn finish(console: &Console, output: &Output) {
     output.note(format!("{} bytes that the guest printed were not written: {why}", unwritten.bytes));
 }
 
-/// Has [`finish`] wait for no reader any more.
-pub fn hurry() {
-    HURRY.store(true, Ordering::Relaxed);
+/// Has [`finish`] wait for no reader any more; answers whether it was told so before.
+pub fn hurry() -> bool {
+    HURRY.swap(true, Ordering::Relaxed)
 }
 
 #[cfg(test)]

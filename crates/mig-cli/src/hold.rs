@@ -7,7 +7,7 @@ use std::thread;
 use mig_vmm::Console;
 
 use crate::console;
-use crate::control::Server;
+use crate::control::{Server, Socket};
 use crate::event::Event;
 use crate::exit::Exit;
 use crate::holder::{End, Holder, Interrupted};
@@ -19,34 +19,36 @@ use crate::terminal;
 pub type Later<M> = Arc<OnceLock<Arc<Holder<M>>>>;
 
 /// Obeys signals from now on: before there is a holder, as a guest boots, they end the program, and its
-/// control socket at `path` with it.
-pub fn obey_signals<M: Machine>(path: &Path) -> Later<M> {
+/// control socket with it.
+pub fn obey_signals<M: Machine>(socket: Socket) -> Later<M> {
     let holder = Later::<M>::default();
-    let (later, path) = (Arc::clone(&holder), path.to_owned());
+    let later = Arc::clone(&holder);
     on_signal(move |signal| match (later.get(), signal) {
-        (None, _) => exit(&path, Exit::Usage),
-        (Some(holder), Signal::Interrupt) => interrupt(holder, &path),
+        (None, _) => exit(&socket, Exit::Usage),
+        (Some(holder), Signal::Interrupt) => interrupt(holder, &socket),
         (Some(holder), Signal::Terminate) => {
             // It may have ended already, which is what was wanted.
             if holder.quit().is_err() {
-                console::hurry();
+                let _ = console::hurry();
             }
         }
     });
     holder
 }
 
-/// Ctrl-C, or the key that stands for it. May end the program, and its control socket at `path` with it.
-pub fn interrupt<M: Machine>(holder: &Holder<M>, path: &Path) {
-    if holder.interrupt() == Interrupted::ExitNow {
-        exit(path, Exit::Failed);
+/// Ctrl-C, or the key that stands for it. May end the program, and its control socket with it.
+pub fn interrupt<M: Machine>(holder: &Holder<M>, socket: &Socket) {
+    match holder.interrupt() {
+        Interrupted::Handled => {}
+        // All that may be left to do is to wait for the console's reader.
+        Interrupted::Ended if !console::hurry() => {}
+        Interrupted::Ended | Interrupted::ExitNow => exit(socket, Exit::Failed),
     }
 }
 
-fn exit(path: &Path, code: Exit) -> ! {
+fn exit(socket: &Socket, code: Exit) -> ! {
     terminal::give_back_for_good();
-    // It may be gone already, which is what is wanted.
-    let _ = std::fs::remove_file(path);
+    socket.remove();
     std::process::exit(code as i32);
 }
 

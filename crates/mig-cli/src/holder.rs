@@ -73,6 +73,8 @@ pub enum Interrupted {
     Handled,
     /// It has been asked often enough: the program ends at once.
     ExitNow,
+    /// The guest has ended, and the program is about to.
+    Ended,
 }
 
 /// A migration that did not move the guest.
@@ -303,16 +305,13 @@ impl<M: Machine> Holder<M> {
         let (report, next) = match moving {
             Moving::Moved(report) => (report, State::Ended(End::Moved)),
             Moving::StillHere { machine, report } => {
-                let stuck = report
-                    .fault
-                    .as_ref()
-                    .is_some_and(|f| f.side == mig::Side::Source && f.step == mig::Step::Resume);
-                (report, if stuck { State::Paused(machine) } else { State::Running(machine) })
+                let next = still_here(machine, &report);
+                (report, next)
             }
             Moving::InDoubt { held, report } => (report, State::InDoubt(held)),
         };
         let report = Box::new(Report::from(&report));
-        let moved = matches!(next, State::Ended(_));
+        let moved = matches!(next, State::Ended(End::Moved));
         self.settle(next);
         tell(Event::Report(report.clone()));
         if moved {
@@ -466,7 +465,8 @@ impl<M: Machine> Holder<M> {
                 self.output.note("cancelling the migration; the guest stays. Ctrl-C again ends it");
             }
             State::Migrating(_) if !inner.quit_asked => inner.quit_asked = true,
-            State::Migrating(_) | State::Ended(_) => return Interrupted::ExitNow,
+            State::Migrating(_) => return Interrupted::ExitNow,
+            State::Ended(_) => return Interrupted::Ended,
             State::InDoubt(_) if !inner.warned => {
                 inner.warned = true;
                 self.output.note("the guest held here may be the last copy. Ctrl-C again drops it");
@@ -482,6 +482,8 @@ impl<M: Machine> Holder<M> {
 
     fn end(&self, mut inner: MutexGuard<'_, Inner<M>>, end: End) {
         inner.state = State::Ended(end);
+        // It keeps the guest's memory.
+        inner.view = None;
         drop(inner);
         self.changed.notify_all();
     }
@@ -530,6 +532,19 @@ impl<M: Machine> Holder<M> {
             _ => ("the guest has ended here", ""),
         };
         self.failure("control", format!("cannot {what}: {cause}"), remedy)
+    }
+}
+
+/// What has become of a guest that did not move.
+fn still_here<M: Machine>(machine: M, report: &mig::observe::Report) -> State<M> {
+    if let Some(end) = machine.view().wait_end(Duration::ZERO) {
+        machine.end();
+        return State::Ended(End::Guest(end));
+    }
+    let stuck = |f: &mig::Fault| f.side == mig::Side::Source && f.step == mig::Step::Resume;
+    match report.fault.as_ref().is_some_and(stuck) {
+        true => State::Paused(machine),
+        false => State::Running(machine),
     }
 }
 

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::control::Socket;
 use crate::hold;
 use crate::holder::Holder;
 use crate::machine::{Machine, View};
@@ -28,13 +28,13 @@ const ESCAPE: u8 = 0x1d;
 /// How often a guest that takes no input is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How long nothing is typed before guest and terminal are looked at again.
-const IDLE_INTERVAL_MS: u16 = 100;
+const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a guest may take no input before its terminal is given back: longer than a good pause.
 const GIVE_BACK_AFTER: Duration = Duration::from_secs(2);
 
 /// Types standard input to the holder's guest from now on, whenever one runs here. `control` is the program's
 /// socket, for when it is interrupted.
-pub fn attend<M: Machine>(holder: &Arc<Holder<M>>, control: PathBuf) {
+pub fn attend<M: Machine>(holder: &Arc<Holder<M>>, control: Socket) {
     // Without standard input nobody types.
     let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() else { return };
     let mut keyboard = Keyboard::on(stdin.into());
@@ -83,28 +83,30 @@ impl Keyboard {
     fn turn(&mut self, view: Option<&dyn View>) -> Turn {
         let typed_to = self.terminal.as_ref().is_none_or(Terminal::in_foreground);
         let Some(view) = view.filter(|view| typed_to && view.takes_input()) else {
-            if self.terminal.is_some() && self.taken.elapsed() > GIVE_BACK_AFTER {
+            let long = self.taken.elapsed() > GIVE_BACK_AFTER;
+            if self.terminal.is_some() && long {
                 terminal::give_back();
             }
-            thread::sleep(LOOK_INTERVAL);
+            thread::sleep(if long { IDLE_INTERVAL } else { LOOK_INTERVAL });
             return Turn::default();
         };
         self.taken = Instant::now();
         let raw = self.terminal.as_ref().is_some_and(Terminal::make_raw);
-        let escapes = if self.wait_for_keys() { self.type_to(view) } else { 0 };
+        // Who reads from the background is stopped.
+        let typed_to = || self.terminal.as_ref().is_none_or(Terminal::in_foreground);
+        let escapes =
+            if wait_for_keys(&self.input, IDLE_INTERVAL) && typed_to() { self.type_to(view) } else { 0 };
         Turn { raw, escapes }
-    }
-
-    fn wait_for_keys(&self) -> bool {
-        let mut fds = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
-        // An interrupted wait is over.
-        poll(&mut fds, PollTimeout::from(IDLE_INTERVAL_MS)).is_ok_and(|ready| ready > 0)
     }
 
     /// How many times Ctrl-] was among it.
     fn type_to(&mut self, view: &dyn View) -> usize {
         let mut escapes = 0;
         let fed = view.feed(&mut |room| {
+            // Somebody else may have read it, and this must not wait.
+            if !wait_for_keys(&self.input, Duration::ZERO) {
+                return Ok(Vec::new());
+            }
             let mut bytes = vec![0; room];
             match self.input.read(&mut bytes) {
                 Ok(count) => {
@@ -127,6 +129,14 @@ impl Keyboard {
         self.ended |= fed.is_err();
         escapes
     }
+}
+
+/// Whether there is something to read, within `time`.
+fn wait_for_keys(input: &File, time: Duration) -> bool {
+    let mut fds = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
+    // An interrupted wait is over.
+    poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
 /// The same pipe or terminal, opened anew to be read without blocking: to change standard input itself would

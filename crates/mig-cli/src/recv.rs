@@ -57,11 +57,11 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
     if let Some(bytes) = options.max_memory {
         receiver = receiver.max_memory_bytes(bytes);
     }
-    let signals = obey_signals(server.path());
+    let signals = obey_signals(server.socket());
     let holder: Arc<Holder<Machine>> = Holder::receiving(output.clone(), SIDE);
     attend(&holder, &mut server, &signals);
     if typed {
-        keyboard::attend(&holder, server.path().to_owned());
+        keyboard::attend(&holder, server.socket());
     }
     output.tell(Event::Listening { addr: listener.address().to_string() });
     receive_one(&holder, &listener, &mut receiver, output);

@@ -87,7 +87,7 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     }
     let migration = options.to.as_ref().map(|to| options.migrate(to).settings()).transpose()?;
     let mut server = Server::bind(&control_path(&options.control, "mig-send"))?;
-    let signals = obey_signals(server.path());
+    let signals = obey_signals(server.socket());
     let typed = *console == ConsoleTo::Stdio;
     let console = console.open(SIDE)?;
     let machine = boot(options, console.clone())?;
@@ -96,7 +96,7 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
     attend(&holder, &mut server, &signals);
     output.tell(started);
     if typed {
-        keyboard::attend(&holder, server.path().to_owned());
+        keyboard::attend(&holder, server.socket());
     }
     let was_to_move = migration.is_some();
     match migration {

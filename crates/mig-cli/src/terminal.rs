@@ -9,7 +9,9 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{
+    InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 /// What is to be put back.
@@ -89,6 +91,9 @@ fn put_back(altered: &mut Altered) {
 fn raw(mut settings: Termios) -> Termios {
     settings.local_flags &= !LOCAL;
     settings.input_flags &= !INPUT;
+    // A read waits for one byte and no longer: what else is set would look like the end of the input.
+    settings.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+    settings.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
     settings
 }
 

@@ -78,25 +78,27 @@ struct Watch {
 fn lines_of(program: &str, text: &str) -> Vec<Watch> {
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     let said = whole.lines().filter_map(|line| line.strip_prefix(program)?.strip_prefix(' '));
-    said.filter(|line| !line.starts_with("ERROR") && *line != "begins")
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            let number = words.next().and_then(|n| n.parse().ok());
-            let says = words
-                .filter_map(|w| w.split_once('='))
-                .filter_map(|(k, v)| Some((k.into(), v.parse().ok()?)));
-            Watch {
-                number: number.unwrap_or_else(|| panic!("a broken line: {program} {line}")),
-                says: says.collect(),
-            }
-        })
-        .collect()
+    said.filter(|line| !line.starts_with("ERROR") && *line != "begins").map(watch).collect()
+}
+
+/// `NUMBER key=value ...`, or `NUMBER ok`.
+fn watch(line: &str) -> Watch {
+    let broken = || -> ! { panic!("a broken line: {line}") };
+    let mut words = line.split_whitespace();
+    let number = words.next().and_then(|n| n.parse().ok()).unwrap_or_else(|| broken());
+    let says = words.filter(|word| *word != "ok").map(|word| {
+        let (key, value) = word.split_once('=').unwrap_or_else(|| broken());
+        (key.to_owned(), value.parse().unwrap_or_else(|_| broken()))
+    });
+    Watch { number, says: says.collect() }
 }
 
 /// Asserts that each number from 1 on is there, once, in order.
 fn assert_every_number_once(lines: &[Watch], text: &str) {
     for (line, expected) in lines.iter().zip(1..) {
         assert_eq!(line.number, expected, "every line once, in order:\n{text}");
+        assert!(line.says.keys().eq(lines[0].says.keys()), "line {expected} says the same things:\n{text}");
+        assert!(line.says.get("errors").is_none_or(|errors| *errors == 0.0), "line {expected}:\n{text}");
     }
 }
 
@@ -200,14 +202,14 @@ fn linux_on_kvmclock_notices_nothing_but_the_pause() {
 fn linux_moves_in_its_early_boot_before_it_has_a_console() {
     for cpus in [1, 2] {
         let Some(mut guest) = boot("job=watch", cpus) else { return };
-        let mut hops = 0;
-        while guest.text().is_empty() && hops < 8 {
-            hops += 1;
+        for hop in 1..=8 {
             let report = guest.hop();
-            tell(&format!("Linux, {cpus} vCPUs, early boot"), hops, &report, "");
+            let silent = guest.text().is_empty();
+            assert!(silent || hop > 1, "the first one came too late:\n{}", guest.text());
+            let when = if silent { "before it has a console" } else { "early" };
+            tell(&format!("Linux, {cpus} vCPUs, {when}"), hop, &report, "");
             std::thread::sleep(Duration::from_millis(300));
         }
-        assert!(hops > 1, "there was time before the console: {}", guest.text());
         wait_for_lines(&mut guest, "watch", 3);
         let text = guest.quit();
         assert_every_number_once(&lines_of("watch", &text), &text);
@@ -363,6 +365,7 @@ fn debians_kernel_goes_on_in_the_middle_of_its_boot_where_its_console_stopped() 
     let mut hops = 0;
     while !guest.text().contains(STOCK_END) {
         hops += 1;
+        assert!(hops < 100, "it gets no further:\n{}", guest.text());
         let report = guest.hop();
         let lines = guest.text().lines().count();
         tell("Debian's kernel", hops, &report, &format!(", {lines} lines so far"));

@@ -89,10 +89,12 @@ impl ExitHandler for Exits<'_> {
     fn exit(&mut self, exit: VcpuExit<'_>) -> Flow {
         match exit {
             VcpuExit::IoOut(port, data) => {
-                if port == serial::FIRST_PORT {
+                let width = self.run.io_width();
+                // A wide access from a port below reaches it too.
+                if serial::FIRST_PORT.checked_sub(port).is_some_and(|above| usize::from(above) < width) {
                     self.thread.wait_to_print();
                 }
-                match self.thread.bus.out(port, self.run.io_width(), data) {
+                match self.thread.bus.out(port, width, data) {
                     None => Flow::Continue,
                     Some(end) => self.stop(end),
                 }

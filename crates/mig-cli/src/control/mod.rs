@@ -6,7 +6,7 @@ mod client;
 mod server;
 
 pub use client::{Client, Finished};
-pub use server::{Commands, Server};
+pub use server::{Commands, Server, Socket};
 
 use std::time::Duration;
 

@@ -26,12 +26,27 @@ pub trait Commands: Send + Sync + 'static {
     fn answer(&self, request: &Request, watch: &(dyn Fn(&Event) + Sync)) -> Answer;
 }
 
+/// Which socket is this program's, whatever is at its path by now.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    path: PathBuf,
+    /// Device and inode, so that only this one is removed.
+    identity: (u64, u64),
+}
+
+impl Socket {
+    /// Takes it away, unless it is gone or another's has taken its place.
+    pub fn remove(&self) {
+        if self.path.symlink_metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// A control socket that is listened on; dropping it takes the socket away.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
-    /// Device and inode of the socket, so that only this one is removed.
-    identity: (u64, u64),
+    socket: Socket,
     listener: Option<UnixListener>,
     busy: Arc<Busy>,
 }
@@ -83,8 +98,7 @@ impl Server {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(cannot)?;
         let metadata = path.symlink_metadata().map_err(cannot)?;
         Ok(Self {
-            path: path.to_owned(),
-            identity: (metadata.dev(), metadata.ino()),
+            socket: Socket { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) },
             listener: Some(listener),
             busy: Arc::default(),
         })
@@ -92,7 +106,12 @@ impl Server {
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.socket.path
+    }
+
+    /// Its socket, for those who may have to end the program.
+    pub fn socket(&self) -> Socket {
+        self.socket.clone()
     }
 
     /// Answers clients from now on, on threads of its own.
@@ -132,10 +151,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let ours = self.path.symlink_metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
-        if ours {
-            let _ = std::fs::remove_file(&self.path);
-        }
+        self.socket.remove();
     }
 }
 

@@ -11,6 +11,8 @@ struct Fake {
     seen: Arc<Mutex<Vec<&'static str>>>,
     /// How its migrations end, in their order.
     endings: Receiver<Ending>,
+    /// Whether it has ended by itself.
+    over: Arc<AtomicBool>,
 }
 
 enum Ending {
@@ -21,7 +23,9 @@ enum Ending {
     Hang,
 }
 
-struct FakeView;
+struct FakeView {
+    over: Arc<AtomicBool>,
+}
 
 impl View for FakeView {
     fn heartbeats(&self) -> u64 {
@@ -43,13 +47,14 @@ impl View for FakeView {
         Ok(())
     }
     fn wait_end(&self, _: Duration) -> Option<GuestEnd> {
-        Some(GuestEnd { reason: "the guest ended with code 0".into(), good: true })
+        let over = self.over.load(Ordering::SeqCst);
+        over.then(|| GuestEnd { reason: "the guest ended with code 0".into(), good: true })
     }
 }
 
 impl Machine for Fake {
     fn view(&self) -> Arc<dyn View> {
-        Arc::new(FakeView)
+        Arc::new(FakeView { over: Arc::clone(&self.over) })
     }
     fn pause(&mut self) -> Result<(), BoxError> {
         self.seen.lock().unwrap().push("pause");
@@ -92,6 +97,7 @@ impl Held<Fake> for Fake {
 struct Stage {
     holder: Arc<Holder<Fake>>,
     endings: Sender<Ending>,
+    over: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -99,12 +105,13 @@ impl Stage {
     fn fake() -> (Fake, Sender<Ending>, Arc<Mutex<Vec<&'static str>>>) {
         let (endings, receiver) = channel();
         let seen = Arc::<Mutex<Vec<_>>>::default();
-        (Fake { seen: Arc::clone(&seen), endings: receiver }, endings, seen)
+        (Fake { seen: Arc::clone(&seen), endings: receiver, over: Arc::default() }, endings, seen)
     }
 
     fn running() -> Self {
         let (fake, endings, seen) = Self::fake();
-        Self { holder: Holder::running(fake, Output::sink(|_| {}), "source"), endings, seen }
+        let over = Arc::clone(&fake.over);
+        Self { holder: Holder::running(fake, Output::sink(|_| {}), "source"), endings, over, seen }
     }
 
     fn migrate(&self, ending: Ending) -> Result<Box<Report>, Box<NotMoved>> {
@@ -183,7 +190,7 @@ fn ctrl_c_cancels_first_and_ends_then() {
     assert_eq!(stage.holder.interrupt(), Interrupted::Handled);
     assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: false });
     assert_eq!(stage.seen(), ["end"]);
-    assert_eq!(stage.holder.interrupt(), Interrupted::ExitNow);
+    assert_eq!(stage.holder.interrupt(), Interrupted::Ended);
 }
 
 #[test]
@@ -249,7 +256,25 @@ fn a_receive_that_is_cancelled_is_followed_by_another_until_the_holder_quits() {
 #[test]
 fn a_guest_that_ends_by_itself_ends_the_holder() {
     let stage = Stage::running();
+    stage.over.store(true, Ordering::SeqCst);
     stage.holder.watch_guest();
     assert!(matches!(stage.holder.wait_ended(), End::Guest(GuestEnd { good: true, .. })));
     assert_eq!(stage.seen(), ["end"]);
+}
+
+#[test]
+fn a_guest_that_ended_while_it_was_to_move_is_not_said_to_go_on() {
+    let stage = Stage::running();
+    stage.over.store(true, Ordering::SeqCst);
+    stage.migrate(Ending::StillHere).unwrap_err();
+    assert_eq!(stage.state(), "ended");
+    assert!(matches!(stage.holder.wait_ended(), End::Guest(GuestEnd { good: true, .. })));
+    assert_eq!(stage.seen(), ["end"]);
+}
+
+#[test]
+fn an_interrupt_after_the_end_is_told_apart_from_one_too_many() {
+    let stage = Stage::running();
+    stage.migrate(Ending::Moved).unwrap();
+    assert_eq!(stage.holder.interrupt(), Interrupted::Ended);
 }

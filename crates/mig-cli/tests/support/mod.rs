@@ -183,12 +183,17 @@ pub fn bzimage(code: &[u8]) -> Vec<u8> {
 
 /// One request over a control socket, and its answer.
 pub fn ask(control: &Path, request: &Value) -> Value {
-    let mut socket = UnixStream::connect(control).unwrap_or_else(|e| panic!("{}: {e}", control.display()));
+    try_ask(control, request).unwrap_or_else(|| panic!("nobody answers at {}", control.display()))
+}
+
+/// The same; none when nobody is there any more, or goes away without an answer.
+pub fn try_ask(control: &Path, request: &Value) -> Option<Value> {
+    let mut socket = UnixStream::connect(control).ok()?;
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    writeln!(socket, "{request}").expect("the request is taken");
+    writeln!(socket, "{request}").ok()?;
     let mut line = String::new();
-    BufReader::new(socket).read_line(&mut line).expect("an answer");
-    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
+    BufReader::new(socket).read_line(&mut line).ok().filter(|bytes| *bytes > 0)?;
+    Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}")))
 }
 
 /// Tells the VM behind `from` to move to `to`; gives the report.

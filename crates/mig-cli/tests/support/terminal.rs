@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{ask, mig_recv, mig_send};
+use super::{ask, mig_recv, mig_send, try_ask};
 
 /// Far more than anything here takes: a test that waits so long hangs.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -198,10 +198,8 @@ impl Guest {
         command.args(["--listen", "tcp:127.0.0.1:0"]);
         let next = Terminal::start(command, control);
         let address = next.address();
-        if !self.now.control.exists() {
-            return Value::Null;
-        }
-        let answer = ask(&self.now.control, &serde_json::json!({"cmd": "migrate", "to": address}));
+        let request = serde_json::json!({"cmd": "migrate", "to": address});
+        let Some(answer) = try_ask(&self.now.control, &request) else { return Value::Null };
         let report = answer["report"].clone();
         if report["outcome"] == "moved" {
             let mut last = std::mem::replace(&mut self.now, next);

@@ -147,6 +147,7 @@ impl TryFrom<SerialState> for Uart {
             scratch,
             empty_pending: interrupt_identification & IIR_EMPTY != 0,
             received: received.into(),
+            looped: 0,
             edge: false,
         })
     }

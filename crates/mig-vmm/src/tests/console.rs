@@ -79,6 +79,19 @@ fn counter() -> Vec<u8> {
     })
 }
 
+/// The same, with a word at the port below, whose second byte is the port's.
+fn wide_counter() -> Vec<u8> {
+    program(|a| {
+        let mut again = a.create_label();
+        a.mov(edx, COM1 - 1)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut again)?;
+        a.out(dx, ax)?;
+        a.inc(ah)?;
+        a.jmp(again)
+    })
+}
+
 fn numbered(count: usize) -> Vec<u8> {
     // Not a power of two, so that what a queue's length loses or doubles shows.
     (0..count).map(|n| (n % 251) as u8).collect()
@@ -232,6 +245,25 @@ fn a_console_that_nobody_reads_stops_its_guest_but_no_pause_and_loses_nothing() 
     let here = printed.len();
     assert!((256 << 10..(256 << 10) + 100).contains(&here), "{here} bytes were queued");
     printed.extend(lock(&there.0).iter());
+    let expected: Vec<u8> = (0..printed.len()).map(|n| n as u8).collect();
+    assert_same(&printed, &expected);
+}
+
+#[test]
+fn a_wide_access_that_reaches_the_port_waits_for_a_full_console_too() {
+    if !kvm() {
+        return;
+    }
+    let (console, leave, read) = away();
+    let mut machine = machine_of(&wide_counter(), console.clone());
+    machine.run().unwrap();
+    wait("full console", || !console.wait_room(Duration::ZERO), String::new);
+    std::thread::sleep(Duration::from_millis(300));
+    machine.pause().unwrap();
+    drop(leave);
+    console.flush(PATIENCE).unwrap();
+    let printed = lock(&read.0).clone();
+    assert!((256 << 10..(256 << 10) + 10).contains(&printed.len()), "{} bytes were queued", printed.len());
     let expected: Vec<u8> = (0..printed.len()).map(|n| n as u8).collect();
     assert_same(&printed, &expected);
 }

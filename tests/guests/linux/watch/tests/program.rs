@@ -1,5 +1,6 @@
 //! The program as a guest runs it, on this machine.
 
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ fn spinning_it_checks_the_same() {
 #[test]
 fn a_peer_that_dies_is_an_error_in_the_text_and_in_the_exit_code() {
     let directory = TempDir::new().unwrap();
-    let child = watch(&["--seconds", "4", "--late-limit", "60"], &directory).spawn().unwrap();
+    let mut child = watch(&["--seconds", "4", "--late-limit", "60"], &directory).spawn().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", child.id());
     let begin = Instant::now();
     let peer = loop {
@@ -63,12 +64,14 @@ fn a_peer_that_dies_is_an_error_in_the_text_and_in_the_exit_code() {
         assert!(begin.elapsed() < Duration::from_secs(60), "no peer was started");
         std::thread::sleep(Duration::from_millis(10));
     };
-    // Not before it is past its first second, so that starting is over.
-    std::thread::sleep(Duration::from_millis(1500));
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    stdout.read_line(&mut text).unwrap();
+    assert!(text.starts_with("watch 1 "), "it has started: {text}");
     assert!(Command::new("kill").args(["-9", &peer]).status().unwrap().success());
+    stdout.read_to_string(&mut text).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let text = lines(&output).join("\n");
     assert!(text.contains("watch ERROR "), "{text}");
     assert!(!text.contains("errors=0\nwatch END") && text.contains("watch END lines=4 errors="), "{text}");
 }

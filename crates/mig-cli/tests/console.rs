@@ -103,7 +103,11 @@ impl Holder {
     }
 
     fn terminate(&self) {
-        let sent = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status();
+        self.signal("TERM");
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill starts").success());
     }
 
@@ -321,16 +325,19 @@ fn a_program_that_is_told_twice_to_end_leaves_a_console_that_nobody_reads() {
     if !kvm_is_there() {
         return;
     }
-    let directory = tempfile::tempdir().expect("a directory");
-    let command = sender(directory.path(), COUNTER);
-    let mut holder = Holder::start(command, directory.path().join("control"), Stdio::null(), Stdio::piped());
-    holder.says("runs here");
-    wait_until_vcpu_sleeps(holder.child.id());
-    holder.terminate();
-    holder.says("wait for a reader");
-    holder.terminate();
-    assert!(holder.end().success());
-    holder.says("were not written: nobody read them");
+    for signal in ["TERM", "INT"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let control = directory.path().join("control");
+        let command = sender(directory.path(), COUNTER);
+        let mut holder = Holder::start(command, control, Stdio::null(), Stdio::piped());
+        holder.says("runs here");
+        wait_until_vcpu_sleeps(holder.child.id());
+        holder.signal(signal);
+        holder.says("wait for a reader");
+        holder.signal(signal);
+        assert_eq!(holder.end().code(), Some(0), "{signal}: {}", holder.said());
+        holder.says("were not written: nobody read them");
+    }
 }
 
 /// A terminal with programs on it, and what they print there.

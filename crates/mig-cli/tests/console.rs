@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use serde_json::json;
-use support::{ask, kvm_is_there, mig_recv, mig_send};
+use support::{ask, bzimage, kvm_is_there, mig_recv, mig_send};
 
 /// Far more than anything here takes: a test that waits so long hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -31,19 +31,10 @@ const END: &[u8] = &[
     0xba, 0xfd, 0x03, 0, 0, 0xec, 0xa8, 1, 0x74, 0xfb, 0xb2, 0xf8, 0xec, 0x2c, b'0', 0xe6, 0xf4, 0xeb, 0xfe,
 ];
 
-/// A kernel (bzImage, Documentation/arch/x86/boot.rst) whose 32-bit entry is `code`.
+/// A kernel whose 32-bit entry is `code`.
 fn kernel(directory: &Path, code: &[u8]) -> PathBuf {
-    let mut image = vec![0u8; 1024];
-    image[0x1f1] = 1;
-    image[0x201] = 0x6a;
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x020cu16.to_le_bytes());
-    image[0x211] = 1;
-    image[0x22c..0x230].copy_from_slice(&0x3fff_ffffu32.to_le_bytes());
-    image[0x238..0x23c].copy_from_slice(&255u32.to_le_bytes());
-    image.extend_from_slice(code);
     let path = directory.join("kernel");
-    std::fs::write(&path, image).expect("a file");
+    std::fs::write(&path, bzimage(code)).expect("a file");
     path
 }
 

@@ -1,6 +1,8 @@
 //! Carries out what the source's machine asks for: one coordinator (the caller's thread), a thread a page
 //! channel, one that reads the control channel and one that watches the peer's liveness.
 
+mod sending;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::Scope;
@@ -9,14 +11,14 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use crossbeam::select;
 use mig_core::bitmap::PageRun;
-use mig_core::progress::{PageCounts, Progress, Report};
+use mig_core::progress::{PageCounts, Report};
 use mig_core::source::{Action, Event, Source, SourceConfig};
 use mig_core::{Bitmap, Blame, Fault, RunPermit, Side, Step};
-use mig_wire::frame::{ChunkDigests, MAX_DIGESTS};
+use mig_wire::frame::ChunkDigests;
 use mig_wire::hello::{Attach, MAX_CHANNELS, Secret, session_tag};
 use mig_wire::{Message, Section};
 
-use super::plan::{Next, Plan};
+use self::sending::{LastRound, Sending};
 use super::worker::{Job, Worker};
 use super::{SourceOptions, local};
 use crate::cancel::Cancel;
@@ -33,7 +35,6 @@ use crate::transport::{self, Address};
 /// Batches that wait for a channel: enough to keep it busy, few enough to cancel at once.
 const JOBS_PER_CHANNEL: usize = 4;
 const NOTES: usize = 256;
-const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the peer may take to close after the last word.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -139,23 +140,6 @@ struct Driver<'s, 'e, V> {
     /// The control channel has given its last event.
     link_ended: bool,
     report: Option<Report>,
-}
-
-/// A round on its way.
-struct Sending {
-    plan: Plan,
-    /// Jobs that were planned and wait for their channel.
-    waiting: VecDeque<(usize, Job)>,
-    planned: bool,
-    last: Option<LastRound>,
-    channels_left: usize,
-    pages: PageCounts,
-    bytes: u64,
-}
-
-/// What follows the pages of the last round.
-struct LastRound {
-    verify: bool,
 }
 
 impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
@@ -270,12 +254,6 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.put_back(channel, job);
                 self.feed(Event::Cancelled { reason: reason.unwrap_or_default() });
             }
-        }
-    }
-
-    fn put_back(&mut self, channel: usize, job: Option<Job>) {
-        if let (Some(sending), Some(job)) = (&mut self.sending, job) {
-            sending.waiting.push_front((channel, job));
         }
     }
 
@@ -403,82 +381,6 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         self.vm.tracker().start().map_err(|e| local(Step::Track, e))
     }
 
-    fn start_round(&mut self, round: u32, rearm: bool, last: Option<LastRound>) {
-        let channels = self.jobs.len();
-        self.sending = Some(Sending {
-            plan: Plan::new(round, rearm, channels, &self.dirty),
-            waiting: VecDeque::new(),
-            planned: false,
-            last,
-            channels_left: channels,
-            pages: PageCounts::default(),
-            bytes: 0,
-        });
-    }
-
-    /// Plans the next batch, unless one waits; at the end of the round, its end on every channel.
-    fn plan_ahead(&mut self) {
-        let Some(sending) = &mut self.sending else { return };
-        if sending.planned || !sending.waiting.is_empty() {
-            return;
-        }
-        let spare = || self.spent.1.try_recv().map(cleared).unwrap_or_default();
-        let next = sending.plan.next(self.pages.domain(), &mut self.dirty, self.vm.tracker(), spare);
-        let round = sending.plan.round;
-        match next {
-            Ok(Next::Batch(channel, runs)) => {
-                sending.waiting.push_back((channel, Job::Batch { round, runs }));
-                self.tell_copying();
-            }
-            Ok(Next::Done) => {
-                sending.planned = true;
-                sending.waiting.extend((0..self.jobs.len()).map(|c| (c, Job::EndRound { round })));
-                if let Some(last) = sending.last.take() {
-                    self.send_state(round, &last);
-                }
-            }
-            Err(error) => self.feed(Event::Failed(local(Step::Round(round), error))),
-        }
-    }
-
-    fn tell_copying(&mut self) {
-        let Some(sending) = &self.sending else { return };
-        if self.told.elapsed() < TELL_INTERVAL {
-            return;
-        }
-        self.told = Instant::now();
-        let (sent_pages, total_pages) = sending.plan.progress();
-        let round = sending.plan.round;
-        self.observer.progress(&Progress::Copying { round, sent_pages, total_pages });
-    }
-
-    /// The state goes out while the channels send the last pages, and digests are computed beside both.
-    fn send_state(&mut self, round: u32, last: &LastRound) {
-        if last.verify {
-            let (pages, link) = (self.pages.clone(), self.link);
-            self.scope.spawn(move || {
-                // a link that fails is seen by the thread that reads it
-                let _ = send_digests(link, &digest::all_chunks(&pages));
-            });
-        }
-        let sections = std::mem::take(&mut self.sections);
-        if let Err(fault) = self.say(&Message::State { round, sections }) {
-            self.feed(Event::Failed(fault));
-        }
-    }
-
-    fn channel_sent(&mut self, pages: PageCounts, bytes: u64) {
-        let Some(sending) = &mut self.sending else { return };
-        sending.pages += pages;
-        sending.bytes += bytes;
-        sending.channels_left -= 1;
-        if sending.channels_left == 0 {
-            let (pages, bytes) = (sending.pages, sending.bytes);
-            self.sending = None;
-            self.feed(Event::RoundSent { pages, bytes });
-        }
-    }
-
     fn sync(&mut self) -> Result<Event, Fault> {
         let step = self.machine().step();
         self.vm.tracker().sync(&mut self.dirty).map_err(|e| local(step, e))?;
@@ -542,18 +444,6 @@ fn differing(pages: &Pages, samples: &[ChunkDigests]) -> Vec<u64> {
         pairs.filter_map(|((page, _), _)| domain.guest_address(page)).collect::<Vec<_>>()
     };
     samples.iter().flat_map(in_chunk).collect()
-}
-
-fn cleared(mut runs: Vec<PageRun>) -> Vec<PageRun> {
-    runs.clear();
-    runs
-}
-
-fn send_digests(link: &Link, digests: &[u64]) -> Result<(), ReadError> {
-    for (part, at) in digests.chunks(MAX_DIGESTS).zip((0u64..).step_by(MAX_DIGESTS)) {
-        link.send(&Message::Digests { first_chunk: at, digests: part.to_vec() })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

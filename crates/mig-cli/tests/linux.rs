@@ -299,7 +299,7 @@ fn ends_while_it_moves(command: &str, last_words: &str, delay: Duration) {
 
 #[test]
 fn a_guest_that_reboots_while_it_moves_ends_on_one_side_which_says_so() {
-    for delay_ms in [0, 150, 300, 600, 1200] {
+    for delay_ms in [0, 300, 900] {
         ends_while_it_moves("reboot -f", "the guest reset the machine", Duration::from_millis(delay_ms));
     }
 }
@@ -307,7 +307,7 @@ fn a_guest_that_reboots_while_it_moves_ends_on_one_side_which_says_so() {
 #[test]
 fn a_guest_that_powers_off_while_it_moves_ends_on_one_side_which_says_so() {
     let command = "printf '\\0' | dd of=/dev/port bs=1 seek=244";
-    for delay_ms in [0, 300, 600, 1200] {
+    for delay_ms in [0, 300] {
         ends_while_it_moves(command, "the guest ended with code 0", Duration::from_millis(delay_ms));
     }
 }
@@ -358,9 +358,6 @@ fn debians_kernel_goes_on_in_the_middle_of_its_boot_where_its_console_stopped() 
     };
     let options = ["--kernel", &kernel, "--cmdline", STOCK_CMDLINE, "--memory", "128MiB", "--cpus", "1"];
     let mut still = Guest::boot(&options);
-    still.wait_for(STOCK_END);
-    let expected = messages(&still.quit());
-
     let mut guest = Guest::boot(&options);
     let mut hops = 0;
     while !guest.text().contains(STOCK_END) {
@@ -372,6 +369,8 @@ fn debians_kernel_goes_on_in_the_middle_of_its_boot_where_its_console_stopped() 
         std::thread::sleep(Duration::from_secs(2));
     }
     let found = messages(&guest.quit());
+    still.wait_for(STOCK_END);
+    let expected = messages(&still.quit());
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found, expected);
     }

@@ -110,7 +110,8 @@ impl Keyboard {
             let mut bytes = vec![0; room];
             match self.input.read(&mut bytes) {
                 Ok(count) => {
-                    self.ended = count == 0;
+                    // On a terminal that lives it was Ctrl-D as somebody else had given it back.
+                    self.ended = count == 0 && !self.terminal.as_ref().is_some_and(Terminal::is_there);
                     bytes.truncate(count);
                 }
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {

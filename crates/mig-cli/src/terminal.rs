@@ -38,6 +38,11 @@ impl Terminal {
         in_foreground(self.file.as_fd())
     }
 
+    /// Whether it has not been hung up.
+    pub fn is_there(&self) -> bool {
+        tcgetattr(&self.file).is_ok()
+    }
+
     /// Gives every key to the guest, and answers whether that is new. To be asked for again and again: a
     /// shell may change the settings, and so does another holder on the same terminal, when its guest has
     /// moved here and it ends.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use serde_json::json;
 use support::{ask, bzimage, kvm_is_there, mig_recv, mig_send};
 
@@ -433,6 +433,30 @@ fn two_programs_hand_a_terminal_on_with_what_is_typed_on_it() {
     assert!(there.end().success(), "{}", there.said());
     let printed = String::from_utf8_lossy(&terminal.screen.bytes()).into_owned();
     assert_eq!(printed, "here\x03\x04.betweenthere.");
+    terminal.assert_usual();
+}
+
+/// While two programs hand a terminal on it has its usual settings for an instant, in which Ctrl-D is an end of
+/// file to whoever reads.
+#[test]
+fn an_end_of_file_on_a_terminal_that_is_still_there_ends_no_typing() {
+    if !kvm_is_there() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut terminal = Terminal::open();
+    let command = sender(directory.path(), ECHO);
+    let control = directory.path().join("control");
+    let mut holder = Holder::start(command, control, terminal.stdio(), terminal.stdio());
+    terminal.wait_until_raw();
+    for _ in 0..5 {
+        tcsetattr(&terminal.line, SetArg::TCSANOW, &terminal.usual).expect("settings");
+        terminal.type_in("\x04");
+        terminal.wait_until_raw();
+    }
+    terminal.type_in("goes on");
+    terminal.screen.wait_for("goes on");
+    assert!(holder.quit().success());
     terminal.assert_usual();
 }
 

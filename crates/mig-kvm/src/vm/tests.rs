@@ -92,3 +92,33 @@ every_piece_matters! {
     without_the_pit_a_vm_is_another: Pit,
     without_the_clock_a_vm_is_another: Clock,
 }
+
+/// CLOCK_BOOTTIME, the guest's clock, and how long it took to read that: the tightest of a few.
+fn clocks(vm: &VmFd) -> (i64, i64, i64) {
+    let boottime = || HostClocks::read(None).boottime_ns as i64;
+    let reading = || {
+        let (before, kvmclock, after) = (boottime(), vm.get_clock().unwrap().clock as i64, boottime());
+        (before + (after - before) / 2, kvmclock, after - before)
+    };
+    (0..3).map(|_| reading()).min_by_key(|(_, _, width)| *width).unwrap()
+}
+
+/// As for a guest that moves again and again: what the calls take must not add up.
+#[test]
+fn a_clock_that_moves_often_keeps_up_with_the_hosts() {
+    let Some(source) = machine() else { return };
+    let there = machine().unwrap();
+    let mut moves: Vec<(i64, i64)> = Vec::new();
+    for _ in 0..200 {
+        let (began, counted_from, _) = clocks(&source.vm);
+        let state = save(&source.vm, &source.context).unwrap();
+        restore_clock(&there.vm, &state, &plan(&state)).unwrap();
+        let (ended, counted_to, width) = clocks(&there.vm);
+        moves.push((ended - began - (counted_to - counted_from), width));
+    }
+    moves.sort_unstable();
+    let (lag, width) = moves[moves.len() / 2];
+    println!("a move costs the clock {lag} ns; a reading takes {width} ns");
+    // A call and a reading on either side.
+    assert!(lag.abs() <= 4 * width, "a move costs the clock {lag} ns, a reading takes {width} ns");
+}

@@ -74,12 +74,12 @@ impl Renderer {
             Event::Running(running) => running.received.as_ref().map_or(String::new(), |r| self.received(r)),
             Event::Report(report) => self.report(report),
             Event::NotReceived(failure) => {
-                self.failure("no guest was received", failure, Style::Yellow) + "listening on\n"
+                self.failure("no guest was received", failure, Style::Yellow) + "still listening\n"
             }
             Event::TurnedAway { peer, cause } => {
                 let (peer, cause) = (printable(peer), printable(cause));
                 format!(
-                    "{}: {cause}; listening on\n",
+                    "{}: {cause}; still listening\n",
                     self.paint(Style::Yellow, &format!("turned {peer} away"))
                 )
             }

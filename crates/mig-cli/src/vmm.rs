@@ -9,7 +9,7 @@ use mig::{
     Address, BoxError, Cancel, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
     Refusal, RestoreState, RunPermit, Section, SourceVm,
 };
-use mig_vmm::{BootError, IncomingMachine, Machine, Monitor, Receiver, VmmError};
+use mig_vmm::{IncomingMachine, Machine, Monitor, Receiver, VmmError};
 
 use crate::failure::{Failure, chain};
 use crate::machine::{Arrival, GuestEnd, Held, Machine as HeldMachine, Moving, Settings, View};
@@ -22,12 +22,7 @@ pub fn start_failure(side: &str, error: &VmmError) -> Failure {
         VmmError::MemorySize { .. } => "choose another --memory",
         VmmError::Vcpus { .. } => "choose another --cpus",
         VmmError::Memory(_) => "give the guest less --memory, or free some",
-        VmmError::Boot(BootError::Read { .. }) => "check the file's path and permissions",
-        VmmError::Boot(BootError::NotAKernel { .. }) => {
-            "give --kernel an ELF kernel with a PVH entry (vmlinux with CONFIG_PVH) or a bzImage"
-        }
-        VmmError::Boot(BootError::CmdlineTooLong { .. } | BootError::CmdlineZero) => "change --cmdline",
-        VmmError::Boot(_) => "give the guest more --memory, or choose another guest",
+        VmmError::Boot(error) => error.remedy(),
         _ => "see the cause",
     };
     let failure = Failure::new(side, "start", chain(error), remedy);

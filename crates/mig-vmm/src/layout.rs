@@ -35,8 +35,9 @@ pub(crate) const ZERO_PAGE: u64 = 0x7000;
 pub(crate) const BOOT_STACK: u64 = 0x1_8000;
 /// The kernel's command line, zero-terminated.
 pub(crate) const CMDLINE: u64 = 0x2_0000;
-/// The most bytes of it.
-pub(crate) const CMDLINE_MAX_BYTES: usize = 4095;
+/// The most bytes of it: Linux on x86 takes 2048 with the zero (COMMAND_LINE_SIZE in asm/setup.h), and cuts off
+/// the rest without a word.
+pub(crate) const CMDLINE_MAX_BYTES: usize = 2047;
 /// Base memory ends here, 639 KiB: what follows is reserved and holds the MP table, where kernels look.
 pub(crate) const BASE_END: u64 = 0x9_fc00;
 /// The VGA text page: 25 rows of 80 characters, each with an attribute.

@@ -27,9 +27,12 @@ pub(super) fn load(image: &Image<'_>, memory: &Ram, memory_bytes: u64) -> Result
     use linux_loader::loader::Error;
     let memory_end = memory_bytes.min(HOLE_START);
     let kernel = Elf::load(memory, None, &mut Cursor::new(image.bytes), None).map_err(|e| match e {
-        Error::Elf(linux_loader::loader::elf::Error::ReadKernelImage) => image.not_a_kernel(format!(
-            "its file is cut short, or it is to be loaded where the guest, with memory up to {memory_end:#x}, has none"
-        )),
+        Error::Elf(linux_loader::loader::elf::Error::ReadKernelImage) => match end_in_memory(image.bytes) {
+            Some(end) if end > memory_end => {
+                BootError::KernelTooLarge { path: image.path.into(), end, memory_end }
+            }
+            _ => image.not_a_kernel("its file is cut short"),
+        },
         e => image.not_a_kernel(e.to_string()),
     })?;
     if kernel.kernel_end > memory_end {
@@ -46,6 +49,27 @@ pub(super) fn load(image: &Image<'_>, memory: &Ram, memory_bytes: u64) -> Result
     let initrd = image.write_initrd(memory, memory_bytes, kernel.kernel_end, u64::MAX)?;
     write_start_info(memory, memory_bytes, initrd)?;
     Ok(kvm_regs { rbx: PVH_START_INFO, ..entry::registers(start.raw_value()) })
+}
+
+/// Where the segments of an ELF file end in memory; `None` when the file is cut short.
+fn end_in_memory(file: &[u8]) -> Option<u64> {
+    // Elf64_Ehdr and Elf64_Phdr (elf(5)): e_phoff, e_phentsize, e_phnum; p_type, p_offset, p_paddr, p_filesz,
+    // p_memsz.
+    let u16_at = |at: usize| Some(usize::from(u16::from_le_bytes(file.get(at..at + 2)?.try_into().ok()?)));
+    let u64_at = |at: usize| Some(u64::from_le_bytes(file.get(at..at.checked_add(8)?)?.try_into().ok()?));
+    let headers = usize::try_from(u64_at(0x20)?).ok()?;
+    let mut end = 0;
+    for index in 0..u16_at(0x38)? {
+        let header = headers.checked_add(index * u16_at(0x36)?)?;
+        let kind = file.get(header..header.checked_add(4)?)?;
+        if u64_at(header + 0x8)?.checked_add(u64_at(header + 0x20)?)? > file.len() as u64 {
+            return None;
+        }
+        if kind == [1, 0, 0, 0] {
+            end = end.max(u64_at(header + 0x18)?.checked_add(u64_at(header + 0x28)?)?);
+        }
+    }
+    Some(end)
 }
 
 fn write_start_info(
@@ -74,4 +98,31 @@ fn write_start_info(
     info.extend([PVH_MODULES, CMDLINE, 0, PVH_MEMORY_MAP].map(u64::to_le_bytes).concat());
     info.extend([map.len() as u32, 0].map(u32::to_le_bytes).concat());
     memory.write_slice(&info, GuestAddress(PVH_START_INFO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with one segment of `file_bytes` that takes `memory_bytes` from 2 MiB on.
+    fn file(file_bytes: usize, memory_bytes: u64) -> Vec<u8> {
+        let mut file = vec![0; 64 + 56];
+        file[..4].copy_from_slice(b"\x7fELF");
+        file[0x20] = 64;
+        (file[0x36], file[0x38]) = (56, 1);
+        file[64] = 1;
+        for (at, value) in [(0x8, 120), (0x18, 2 << 20), (0x20, file_bytes as u64), (0x28, memory_bytes)] {
+            file[64 + at..][..8].copy_from_slice(&u64::to_le_bytes(value));
+        }
+        file.resize(120 + file_bytes, 0x90);
+        file
+    }
+
+    #[test]
+    fn a_file_tells_where_it_ends_in_memory_unless_it_is_cut_short() {
+        let whole = file(100, 3 << 20);
+        assert_eq!(end_in_memory(&whole), Some(5 << 20));
+        (0..whole.len()).for_each(|length| assert_eq!(end_in_memory(&whole[..length]), None, "{length}"));
+        assert_eq!(end_in_memory(&file(0, u64::MAX)), None);
+    }
 }

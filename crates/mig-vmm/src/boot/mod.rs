@@ -44,31 +44,28 @@ impl std::fmt::Display for Workload {
     }
 }
 
-/// Why a guest could not be loaded; each says what to do about it.
+/// Why a guest could not be loaded; [`BootError::remedy`] says what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum BootError {
-    #[error("reading the {what} {} failed: check its path and permissions", path.display())]
+    #[error("reading the {what} {} failed", path.display())]
     Read {
         what: &'static str,
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    #[error(
-        "{} is not a kernel ({why}): give an ELF kernel with a PVH entry (vmlinux with CONFIG_PVH) or a bzImage",
-        path.display()
-    )]
+    #[error("{} is not a kernel: {why}", path.display())]
     NotAKernel { path: PathBuf, why: String },
-    #[error("the kernel {} ends at {end:#x} and memory at {memory_end:#x}: give the guest more memory", path.display())]
+    #[error("the kernel {} ends at {end:#x} and memory at {memory_end:#x}", path.display())]
     KernelTooLarge { path: PathBuf, end: u64, memory_end: u64 },
     #[error(
         "the initrd {} of {bytes} bytes does not fit between the kernel, which ends at {kernel_end:#x}, \
-         and {limit:#x}: give the guest more memory, or a smaller initrd", path.display()
+         and {limit:#x}", path.display()
     )]
     InitrdTooLarge { path: PathBuf, bytes: u64, kernel_end: u64, limit: u64 },
-    #[error("the command line has {bytes} bytes, the kernel takes {most}: shorten it")]
+    #[error("the command line has {bytes} bytes, the kernel takes {most}")]
     CmdlineTooLong { bytes: usize, most: usize },
     #[error("the command line has a zero byte in it")]
     CmdlineZero,
@@ -76,6 +73,23 @@ pub enum BootError {
     BuiltIn(#[from] WorkloadError),
     #[error("guest memory could not be written")]
     Memory(#[from] vm_memory::GuestMemoryError),
+}
+
+impl BootError {
+    /// What somebody can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "check the file's path and permissions",
+            Self::NotAKernel { .. } => {
+                "give an ELF kernel with a PVH entry (vmlinux with CONFIG_PVH) or a bzImage"
+            }
+            Self::KernelTooLarge { .. } | Self::Memory(_) => "give the guest more memory",
+            Self::InitrdTooLarge { .. } => "give the guest more memory, or a smaller initrd",
+            Self::CmdlineTooLong { .. } => "shorten the command line",
+            Self::CmdlineZero => "take the zero byte out of the command line",
+            Self::BuiltIn(_) => "give the guest more memory, or choose another guest",
+        }
+    }
 }
 
 /// How vCPUs are entered.
@@ -230,9 +244,8 @@ mod tests {
             [&b"#!/bin/sh\n"[..], &[], &[0; 4096], b"\x7fELF", &[b"\x7fELF".as_slice(), &[0; 200]].concat()]
         {
             let error = boot(file(bytes).path(), None, "").unwrap_err();
-            let text = error.to_string();
-            assert!(matches!(error, BootError::NotAKernel { .. }), "{text}");
-            assert!(text.contains("PVH") && text.contains("bzImage"), "{text}");
+            assert!(matches!(error, BootError::NotAKernel { .. }), "{error}");
+            assert!(error.remedy().contains("PVH") && error.remedy().contains("bzImage"));
         }
     }
 

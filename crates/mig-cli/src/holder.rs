@@ -4,13 +4,15 @@
 //! that is in doubt is never ended or resumed but on an operator's word given after the doubt was known.
 //! `Ended` is final.
 
+mod commands;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mig::{Address, Cancel, Observer};
 
-use crate::control::{Answer, Check, Commands, Request, Screen, Status};
+use crate::control::{Check, Screen, Status};
 use crate::event::{Event, Report};
 use crate::failure::{Failure, chain};
 use crate::machine::{GuestEnd, Held, Machine, Moving, Settings, View};
@@ -511,28 +513,6 @@ impl<M: Machine> Holder<M> {
     fn failed(&self, step: &str, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Failure {
         self.failure(step, chain(error), "").local()
     }
-
-    fn wrong_state(&self, what: &str, state: &str) -> Failure {
-        let (cause, remedy) = match state {
-            "running" if what == "cancel" => {
-                ("no migration runs", "nothing needs to be done; the guest runs")
-            }
-            "running" => ("the guest runs", "nothing needs to be done"),
-            "paused" if what == "cancel" => {
-                ("no migration runs", "nothing needs to be done; the guest is paused")
-            }
-            "paused" if what == "pause" => ("the guest is paused", "nothing needs to be done"),
-            "paused" => ("the guest is paused", "resume it first"),
-            "migrating" => ("the guest is migrating", "cancel the migration or wait for its end"),
-            "receiving" => ("no guest has been received yet", "send one first"),
-            "in-doubt" => (
-                "it is not known whether the guest runs on the other side",
-                "resume runs it here, if it certainly does not run there; quit drops it",
-            ),
-            _ => ("the guest has ended here", ""),
-        };
-        self.failure("control", format!("cannot {what}: {cause}"), remedy)
-    }
 }
 
 /// What has become of a guest that did not move.
@@ -563,28 +543,6 @@ impl<M> State<M> {
     /// Takes the state out for a moment; the caller, who has the lock, puts one back.
     fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Ended(End::Quit { in_doubt: false }))
-    }
-}
-
-impl<M: Machine> Commands for Holder<M> {
-    fn answer(&self, request: &Request, watch: &(dyn Fn(&Event) + Sync)) -> Answer {
-        let done = |result: Result<(), Failure>| result.map(|()| Answer::ok(&()));
-        let answered = match request {
-            Request::Status => Ok(Answer::ok(&self.status())),
-            Request::Screen => self.screen().map(|screen| Answer::ok(&screen)),
-            Request::Check => self.check().map(|check| Answer::ok(&check)),
-            Request::Cancel => done(self.cancel()),
-            Request::Pause => done(self.pause()),
-            Request::Resume => done(self.resume()),
-            Request::Quit => done(self.quit()),
-            Request::Migrate(migrate) => {
-                migrate.settings().map(|(to, settings)| match self.migrate(&to, &settings, watch) {
-                    Ok(report) => Answer::ok(&()).with_report(Some(&report)),
-                    Err(e) => Answer::error(&e.failure).with_report(e.report.as_deref()),
-                })
-            }
-        };
-        answered.unwrap_or_else(|failure| Answer::error(&failure))
     }
 }
 

@@ -81,8 +81,7 @@ impl Keyboard {
 
     /// Waits a while for keys and types them, or for a guest that takes them.
     fn turn(&mut self, view: Option<&dyn View>) -> Turn {
-        let typed_to = self.terminal.as_ref().is_none_or(Terminal::in_foreground);
-        let Some(view) = view.filter(|view| typed_to && view.takes_input()) else {
+        let Some(view) = view.filter(|view| self.is_typed_to() && view.takes_input()) else {
             let long = self.taken.elapsed() > GIVE_BACK_AFTER;
             if self.terminal.is_some() && long {
                 terminal::give_back();
@@ -93,10 +92,17 @@ impl Keyboard {
         self.taken = Instant::now();
         let raw = self.terminal.as_ref().is_some_and(Terminal::make_raw);
         // Who reads from the background is stopped.
-        let typed_to = || self.terminal.as_ref().is_none_or(Terminal::in_foreground);
-        let escapes =
-            if wait_for_keys(&self.input, IDLE_INTERVAL) && typed_to() { self.type_to(view) } else { 0 };
+        let escapes = if wait_for_keys(&self.input, IDLE_INTERVAL) && self.is_typed_to() {
+            self.type_to(view)
+        } else {
+            0
+        };
         Turn { raw, escapes }
+    }
+
+    /// Whether keys are for this program: always, unless they are a terminal's and it is in the background.
+    fn is_typed_to(&self) -> bool {
+        self.terminal.as_ref().is_none_or(Terminal::in_foreground)
     }
 
     /// How many times Ctrl-] was among it.

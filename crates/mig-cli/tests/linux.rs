@@ -165,8 +165,10 @@ fn watches_itself_over(count: usize, cpus: u8, clocksource: &str) {
             &report,
             &format!(", the guest saw a jump of {jump:.2} ms, timers late by {late:.1} ms"),
         );
-        let downtime = report["downtime_ms"].as_f64().expect("a moved guest had a downtime");
-        assert!(jump >= downtime * 0.5, "the pause is time that passed: {jump} {downtime}");
+        // In these parts it certainly stood still; it may run before the source has heard so.
+        let parts = ["save", "last_sync", "transfer", "load"].map(|part| report["downtime"][part].as_f64());
+        let paused: f64 = parts.into_iter().map(|part| part.expect("a moved guest had a downtime")).sum();
+        assert!(jump >= paused, "the pause is time that passed: {jump} {report}");
     }
     let text = guest.quit();
     let lines = lines_of("watch", &text);

@@ -1,0 +1,54 @@
+//! What a holder answers to those who control it.
+
+use super::Holder;
+use crate::control::{Answer, Commands, Request};
+use crate::event::Event;
+use crate::failure::Failure;
+use crate::machine::Machine;
+
+impl<M: Machine> Commands for Holder<M> {
+    fn answer(&self, request: &Request, watch: &(dyn Fn(&Event) + Sync)) -> Answer {
+        let done = |result: Result<(), Failure>| result.map(|()| Answer::ok(&()));
+        let answered = match request {
+            Request::Status => Ok(Answer::ok(&self.status())),
+            Request::Screen => self.screen().map(|screen| Answer::ok(&screen)),
+            Request::Check => self.check().map(|check| Answer::ok(&check)),
+            Request::Cancel => done(self.cancel()),
+            Request::Pause => done(self.pause()),
+            Request::Resume => done(self.resume()),
+            Request::Quit => done(self.quit()),
+            Request::Migrate(migrate) => {
+                migrate.settings().map(|(to, settings)| match self.migrate(&to, &settings, watch) {
+                    Ok(report) => Answer::ok(&()).with_report(Some(&report)),
+                    Err(e) => Answer::error(&e.failure).with_report(e.report.as_deref()),
+                })
+            }
+        };
+        answered.unwrap_or_else(|failure| Answer::error(&failure))
+    }
+}
+
+impl<M: Machine> Holder<M> {
+    /// That it cannot be done as things are.
+    pub(super) fn wrong_state(&self, what: &str, state: &str) -> Failure {
+        let (cause, remedy) = match state {
+            "running" if what == "cancel" => {
+                ("no migration runs", "nothing needs to be done; the guest runs")
+            }
+            "running" => ("the guest runs", "nothing needs to be done"),
+            "paused" if what == "cancel" => {
+                ("no migration runs", "nothing needs to be done; the guest is paused")
+            }
+            "paused" if what == "pause" => ("the guest is paused", "nothing needs to be done"),
+            "paused" => ("the guest is paused", "resume it first"),
+            "migrating" => ("the guest is migrating", "cancel the migration or wait for its end"),
+            "receiving" => ("no guest has been received yet", "send one first"),
+            "in-doubt" => (
+                "it is not known whether the guest runs on the other side",
+                "resume runs it here, if it certainly does not run there; quit drops it",
+            ),
+            _ => ("the guest has ended here", ""),
+        };
+        self.failure("control", format!("cannot {what}: {cause}"), remedy)
+    }
+}

@@ -99,12 +99,15 @@ impl Machine {
     /// Starts or continues the guest.
     ///
     /// # Errors
-    /// [`VmmError::Ended`] when the guest is over; KVM's, in which case it does not run.
+    /// [`VmmError::Ended`] when the guest is over.
     pub fn run(&mut self) -> Result<(), VmmError> {
         self.not_ended()?;
         if std::mem::take(&mut self.interrupted) {
             let vcpus: Vec<_> = self.platform.vcpus.iter().map(lock).collect();
-            state::tell_stopped(&vcpus, &self.platform.caps)?;
+            // A guest that is not told may complain; one that is not run is worse off.
+            if let Err(error) = state::tell_stopped(&vcpus, &self.platform.caps) {
+                tracing::warn!(%error, "the guest does not know that it was paused");
+            }
         }
         self.platform.status.set(RunState::Running);
         self.platform.gate.open();

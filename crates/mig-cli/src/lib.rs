@@ -34,18 +34,23 @@ use clap::Parser;
 /// Reads the program's options and runs it with them; what is wrong with them is said as every error is.
 pub fn main<O: Parser>(program: &str, run: impl FnOnce(&O) -> exit::Exit) -> ExitCode {
     let _given_back = terminal::GivenBack;
+    #[cfg(feature = "fault-points")]
+    if let Err(error) = mig::fault_points::arm_from_environment() {
+        return not_started(failure::Failure::new(program, "MIG_FAULT", error.to_string(), "see the cause"));
+    }
     match O::try_parse() {
         Ok(options) => run(&options).into(),
         Err(error) => match options::usage_failure(program, &error) {
             None => error.exit(),
-            Some(failure) => {
-                let json = std::env::args_os().any(|a| a == "--json");
-                let output =
-                    if json { output::Output::json() } else { output::Output::human(output::Stream::Stderr) };
-                output.tell(event::Event::Error(failure));
-                output.flush();
-                exit::Exit::Usage.into()
-            }
+            Some(failure) => not_started(failure),
         },
     }
+}
+
+fn not_started(failure: failure::Failure) -> ExitCode {
+    let json = std::env::args_os().any(|a| a == "--json");
+    let output = if json { output::Output::json() } else { output::Output::human(output::Stream::Stderr) };
+    output.tell(event::Event::Error(failure));
+    output.flush();
+    exit::Exit::Usage.into()
 }

@@ -3,10 +3,15 @@
 //! The crate an embedder depends on. It owns threads, sockets and the path of a page from guest memory to
 //! guest memory; what to do next is decided by `mig-core`.
 
+#[macro_use]
+mod reach;
+
 pub mod cancel;
 pub mod destination;
 mod digest;
 mod encoding;
+#[cfg(feature = "fault-points")]
+pub mod fault_points;
 pub mod guest;
 mod link;
 pub mod memory;

@@ -364,6 +364,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         let before = self.step();
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
+            reach!(destination::heard(&event));
             let machine = self.machine.take().expect("put back below");
             let (machine, actions) = machine.handle(self.clock.elapsed(), event);
             self.machine = Some(machine);
@@ -378,6 +379,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
+        reach!(destination::before(&action));
         match action {
             Action::Send(message) => self.say(&message),
             Action::Prepare(description) => Some(self.prepare(&description)),
@@ -410,7 +412,10 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
     /// the peer still said.
     fn say(&self, message: &Message) -> Option<Event> {
         match self.link.send(message) {
-            Ok(()) => None,
+            Ok(()) => {
+                reach!(destination::sent(message));
+                None
+            }
             Err(ReadError::Wire(error)) => Some(Event::Failed(local(self.step(), error))),
             Err(_) => {
                 self.link.finish();

@@ -110,6 +110,7 @@ impl Worker<'_> {
         match header.kind {
             Kind::Pages => {
                 *counts += self.pages(header, buffers)?;
+                reach!(DestinationMidRound);
                 Ok(false)
             }
             Kind::RoundEnd => {

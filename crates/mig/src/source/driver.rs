@@ -95,6 +95,7 @@ fn prepare<V: SourceVm>(
     }
     let description = vm.describe().map_err(|e| local(Step::Describe, e))?;
     let pages = Pages::new(vm.memory()).map_err(|e| local(Step::Describe, e))?;
+    reach!(SourceConnecting);
     let stream = transport::connect(to)?;
     if cancel.is_cancelled() {
         return Err(Fault::cancelled(Side::Source, Step::Connect, cancel.reason()));
@@ -287,6 +288,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let before = self.machine().step();
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
+            reach!(source::heard(&event, self.machine().step()));
             let machine = self.machine.take().expect("put back below");
             let (machine, actions) = machine.handle(self.began.elapsed(), event);
             self.machine = Some(machine);
@@ -305,6 +307,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
+        reach!(source::before(&action));
         let result = match action {
             Action::Send(message) => self.say(&message).map(|()| None),
             Action::Attach { channels, secret } => {
@@ -402,7 +405,10 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     /// the peer still said: its refusal, or its promise that the guest never ran there.
     fn say(&self, message: &Message) -> Result<(), Fault> {
         match self.link.send(message) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                reach!(source::sent(message));
+                Ok(())
+            }
             Err(ReadError::Wire(error)) => Err(local(self.machine().step(), error)),
             Err(_) => {
                 self.link.finish();

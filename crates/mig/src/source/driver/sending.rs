@@ -70,6 +70,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let round = sending.plan.round;
         match next {
             Ok(Next::Batch(channel, runs)) => {
+                reach!(SourceMidRound);
                 sending.waiting.push_back((channel, Job::Batch { round, runs }));
                 self.tell_copying();
             }

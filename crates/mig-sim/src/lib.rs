@@ -12,6 +12,7 @@
 //! Nothing here depends on time, threads or the machine it runs on: a seed names a run.
 #![forbid(unsafe_code)]
 
+pub mod checker;
 mod drivers;
 mod guest;
 mod link;

@@ -1,0 +1,121 @@
+//! A model checker over the switchover: the very machines of `mig-core`, in every state of a small world.
+//!
+//! [`check`] visits all of it. See [`Config`] for what the world holds and [`Property`] for what must hold in
+//! each of its states; [`Mutant`] puts in a mistake that must be found.
+
+mod line;
+mod machines;
+mod search;
+mod state;
+mod world;
+
+use std::fmt;
+
+use machines::Machines;
+use world::World;
+
+/// What the world holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Config {
+    /// Digests are compared, and may differ.
+    pub verify: bool,
+    /// A round may leave so much dirty that another one follows before the pause.
+    pub more_rounds: bool,
+    /// A mistake.
+    pub mutant: Option<Mutant>,
+}
+
+/// What must hold in every state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Property {
+    /// At most one side holds a live run permit; one that crashed holds none.
+    TwoRun,
+    /// A destination that said it never ran the guest and never will does not run it.
+    PromiseBroken,
+    /// A source that ends with `moved` gave the guest to a destination that ran it; one that ends with
+    /// `still-here` runs it.
+    EndsDoNotFit,
+    /// Where both processes live, no resume failed and both machines have ended, somebody runs the guest.
+    NobodyRuns,
+    /// With no further fault both machines end, and one side runs the guest.
+    NeverEnds,
+}
+
+/// A mistake, made where the drivers meet the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// When Commit cannot be written the source takes that for proof that it was not received.
+    FailedSendMeansNotReceived,
+    /// When anything fails after Commit the source runs the guest again.
+    ResumeOnAnyError,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Different states of the world.
+    pub states: usize,
+    /// Steps between them.
+    pub transitions: u64,
+    /// The longest of the shortest ways to a state, in steps.
+    pub depth: u32,
+    /// Different states of the two machines, and transitions of theirs.
+    pub machines: (usize, usize),
+    /// The shortest way to a state that breaks a property.
+    pub broken: Option<Trace>,
+}
+
+/// A way to a state that breaks a property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    /// What is broken.
+    pub property: Property,
+    /// What happened, in words, each with who may run the guest after it (`S-`, `-D`, `SD`, `--`).
+    pub steps: Vec<String>,
+}
+
+/// Visits every state, or all those up to the first that breaks a property.
+pub fn check(config: &Config) -> Verdict {
+    let mut world = World { config: *config, machines: Machines::new(config.verify) };
+    let graph = search::search(&mut world);
+    let broken = graph.broken.or_else(|| {
+        let ends = graph.can_reach(world::NATURAL, |state| {
+            state.all_over() && (state.runners() == 1 || state.excused() || !state.both_live())
+        });
+        let at = ends.iter().position(|ends| !ends)?;
+        Some((at as u32, Property::NeverEnds))
+    });
+    let broken = broken.map(|(at, property)| {
+        let way = graph.way_to(at);
+        let holders = |state: state::State| {
+            let mark = |permit, letter| if permit { letter } else { '-' };
+            format!("{}{}", mark(state.source.permit, 'S'), mark(state.destination.permit, 'D'))
+        };
+        let steps = way.iter().map(|(step, after)| format!("{}  {}", holders(*after), world.tells(*step)));
+        Trace { property, steps: steps.collect() }
+    });
+    Verdict {
+        states: graph.states().len(),
+        transitions: graph.transitions,
+        depth: graph.depth,
+        machines: world.machines.seen(),
+        broken,
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { states, transitions, depth, machines: (kept, moves), .. } = self;
+        write!(
+            f,
+            "{states} states, {transitions} steps, depth {depth}; of the machines {kept} states, {moves} transitions"
+        )?;
+        if let Some(Trace { property, steps }) = &self.broken {
+            write!(f, "\n{property:?} after {} steps:", steps.len())?;
+            for (number, step) in (1..).zip(steps) {
+                write!(f, "\n  {number:>2}  {step}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -6,7 +6,8 @@
 use mig_core::{Bitmap, Domain};
 
 use crate::random::Random;
-use crate::scenario::{Pattern, Scenario, Tracking};
+use crate::scenario::{Scenario, Tracking};
+use crate::writer::Writer;
 
 /// What a page holds; the default is a page of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,9 +43,7 @@ pub(crate) struct Guest {
     /// Written and therefore not watched.
     unwatched: Vec<u64>,
     indices: Vec<u64>,
-    pattern: Pattern,
-    every: u64,
-    next_write: u64,
+    writer: Writer,
     random: Random,
 }
 
@@ -72,24 +71,18 @@ impl Guest {
             written: words.clone(),
             unwatched: words,
             indices,
-            pattern: scenario.pattern,
-            every: scenario.write_every,
-            next_write: 0,
-            random: Random::new(scenario.latency),
+            writer: Writer::new(scenario),
+            random: Random::new(scenario.speed.latency),
         }
     }
 
     /// Lets the guest run until `now`.
     pub(crate) fn run_to(&mut self, now: u64) {
-        while self.runs && self.next_write <= now {
-            let count = self.indices.len() as u64;
-            let at = match self.pattern {
-                Pattern::Sequential => u64::from(self.writes) % count,
-                Pattern::Uniform => self.random.within(0..count),
-                Pattern::Hot => self.random.within(0..count.min(3)),
-            };
+        let count = self.indices.len() as u64;
+        while self.runs
+            && let Some(at) = self.writer.next_until(now, count)
+        {
             self.write(self.indices[at as usize]);
-            self.next_write += self.every;
         }
     }
 
@@ -107,7 +100,7 @@ impl Guest {
 
     /// A new run's clock starts near zero.
     pub(crate) fn restart_clock(&mut self) {
-        self.next_write = 0;
+        self.writer.restart(0);
     }
 
     pub(crate) fn pause(&mut self, now: u64) {
@@ -117,7 +110,7 @@ impl Guest {
 
     pub(crate) fn resume(&mut self, now: u64) {
         self.runs = true;
-        self.next_write = now + self.every;
+        self.writer.restart(now);
     }
 
     /// Devices that hold data back write it to memory as they are saved.

@@ -2,19 +2,26 @@
 
 use std::time::Duration;
 
-use mig_core::Side;
 use mig_core::domain::PAGE_BYTES;
 use mig_core::policy::{OnStall, Policy};
 use mig_wire::describe::Region;
 
+use crate::link::{FIRST_CHANNEL, Speed};
+use crate::mishap::Mishap;
+use crate::mutant::Mutant;
 use crate::random::Random;
 
 /// Where a guest writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pattern {
     Uniform,
+    /// A few pages, again and again.
     Hot,
     Sequential,
+    /// Nowhere: it waits.
+    Idle,
+    /// Each of the others for a while, at a speed of its own.
+    Phases,
 }
 
 /// How a tracker finds writes; all three keep the contract of `DirtyTracker`.
@@ -26,107 +33,6 @@ pub(crate) enum Tracking {
     PlainLog,
     /// KVM's ring: a page is reported once, and not again before it is re-armed.
     Ring,
-}
-
-/// An action that can fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)] // the names of the actions
-pub enum Work {
-    Attach,
-    StartTracking,
-    SendRound,
-    Sync,
-    Pause,
-    Save,
-    Locate,
-    Resume,
-    Prepare,
-    Accept,
-    Verify,
-    Load,
-    FindGap,
-}
-
-/// What befalls one side at a step of its machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Blow {
-    Cancel,
-    /// It thinks that the peer is gone, while messages are still on their way.
-    Silence,
-    /// Its peer says something senseless.
-    Nonsense,
-    /// Its process ends; the kernel closes its connections.
-    Crash,
-    /// Its host ends without a word.
-    PowerLoss,
-}
-
-/// Something that goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mishap {
-    /// The network is cut right after this message of a link (0 to the destination, 1 to the source, from
-    /// 2 on page channels).
-    Cut {
-        /// The link.
-        link: usize,
-        /// Messages that were sent on it before.
-        after: u64,
-    },
-    /// A side is struck a while after its machine entered a step.
-    Strike {
-        /// The side.
-        side: Side,
-        /// The step, as its index in the order of a migration.
-        step: usize,
-        /// Nanoseconds after.
-        after: u64,
-        /// With what.
-        blow: Blow,
-    },
-    /// An action fails.
-    Fails {
-        /// Whose.
-        side: Side,
-        /// Which.
-        work: Work,
-        /// How often it succeeds before.
-        after: u64,
-    },
-    /// A page is lost on the way, with digests on.
-    LosesPage {
-        /// Pages that arrive before.
-        after: u64,
-    },
-}
-
-/// A mistake that a driver could make; the simulator must find each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutant {
-    /// The source resumes the guest when sending Commit fails.
-    CommitFailureResumes,
-    /// The source resumes the guest when the link is lost after Commit.
-    InDoubtResumes,
-    /// The destination runs the guest once it has loaded it, without a Commit.
-    RunsOnceLoaded,
-    /// The destination gives the guest up, and then still takes a Commit that was on its way.
-    LateCommitTaken,
-    /// Pages are sent without being watched again.
-    RearmSkipped,
-    /// Pages are read, and watched again only then.
-    ReadBeforeRearm,
-    /// The last look at the dirty log comes before state is saved.
-    SyncBeforeSave,
-    /// A migration starts with the dirty pages that the one before left.
-    StartKeepsOldPages,
-    /// The destination takes every zero page for one it never received.
-    ZeroPagesSkipped,
-    /// The destination dies silently and nobody watches for it.
-    NoDeadline,
-    /// The destination does not ask for the digests it got to be compared.
-    VerifySkipped,
-    /// The dirty log stays on after a failed migration.
-    TrackingLeftOn,
 }
 
 /// What work costs, in nanoseconds.
@@ -158,9 +64,11 @@ pub struct Scenario {
     pub(crate) channels_granted: u16,
     pub(crate) policy: Policy,
     pub(crate) costs: Costs,
-    pub(crate) latency: u64,
-    pub(crate) jitter: u64,
-    pub(crate) nanos_per_page: u64,
+    pub(crate) speed: Speed,
+    /// A link that is so many times slower than the others, as one congested path among several.
+    pub(crate) slow: (usize, u64),
+    /// The most that is on its way on a page channel before it waits: the socket buffers.
+    pub(crate) window_bytes: u64,
     /// How far the destination's clock is ahead.
     pub(crate) clock_ahead: u64,
     /// Whether a side handles nothing else while an action of its is under way.
@@ -201,7 +109,7 @@ impl Scenario {
         verify |= mishaps.iter().any(|m| matches!(m, Mishap::LosesPage { .. }));
         Self {
             regions,
-            pattern: random.one_of(&[Pattern::Uniform, Pattern::Hot, Pattern::Sequential]),
+            pattern: random.one_of(&[Pattern::Uniform, Pattern::Hot, Pattern::Sequential, Pattern::Phases]),
             write_every: latency / random.within(1..20) + random.within(1_000..100_000),
             tracking: random.one_of(&[Tracking::ManualLog, Tracking::PlainLog, Tracking::Ring]),
             save_writes_memory: random.chance(50),
@@ -218,9 +126,13 @@ impl Scenario {
                 on_stall: if random.chance(80) { OnStall::StopAndCopy } else { OnStall::Abort },
             },
             costs,
-            latency,
-            jitter: random.within(1..2_000_000),
-            nanos_per_page: random.within(100..50_000),
+            speed: Speed {
+                latency,
+                jitter: random.within(1..2_000_000),
+                nanos_per_page: random.within(100..50_000),
+            },
+            slow: (random.within(0..7) as usize, random.within(1..20)),
+            window_bytes: random.within(1..8) * 16_384,
             clock_ahead: random.within(0..1 << 40),
             source_blocks: random.chance(50),
             destination_blocks: random.chance(50),
@@ -236,44 +148,18 @@ impl Scenario {
         Self { mishaps: Vec::new(), policy, ..self.clone() }
     }
 
+    pub(crate) fn speed(&self, link: usize) -> Speed {
+        let Speed { latency, jitter, nanos_per_page } = self.speed;
+        let times = if link == self.slow.0 { self.slow.1 } else { 1 };
+        Speed { latency: latency * times, jitter: jitter * times, nanos_per_page: nanos_per_page * times }
+    }
+
+    /// All links: the two of the control channel and the page channels.
+    pub(crate) fn links(&self) -> usize {
+        FIRST_CHANNEL + usize::from(self.channels_asked)
+    }
+
     pub(crate) fn is(&self, mutant: Mutant) -> bool {
         self.mutant == Some(mutant)
-    }
-}
-
-impl Mishap {
-    fn draw(random: &mut Random) -> Self {
-        let side = random.one_of(&[Side::Source, Side::Destination]);
-        match random.within(0..100) {
-            0..35 => {
-                let link = random.within(0..5) as usize;
-                Self::Cut { link, after: random.within(1..if link < 2 { 9 } else { 15 }) }
-            }
-            35..75 => Self::Strike {
-                side,
-                step: random.within(0..15) as usize,
-                after: random.one_of(&[1, 1_000, 100_000, 1_000_000]) * random.within(1..5),
-                blow: random.one_of(&[
-                    Blow::Cancel,
-                    Blow::Cancel,
-                    Blow::Silence,
-                    Blow::Nonsense,
-                    Blow::Crash,
-                    Blow::PowerLoss,
-                ]),
-            },
-            75..95 => {
-                use Work as W;
-                let source =
-                    [W::Attach, W::StartTracking, W::SendRound, W::Sync, W::Pause, W::Save, W::Resume];
-                let destination = [W::Prepare, W::Accept, W::Verify, W::Load, W::Load, W::Resume, W::FindGap];
-                let works = if side == Side::Source { &source } else { &destination };
-                // locating is rare, so that it comes with a lost page more often than alone
-                let locate = side == Side::Source && random.chance(10);
-                let work = if locate { W::Locate } else { random.one_of(works) };
-                Self::Fails { side, work, after: if random.chance(70) { 0 } else { random.within(1..9) } }
-            }
-            _ => Self::LosesPage { after: random.within(0..60) },
-        }
     }
 }

@@ -29,6 +29,10 @@ pub enum Violation {
     NotTold(Side),
     #[error("downtime: {what} is reported as {reported_ns} ns and took {actual_ns} ns")]
     Downtime { what: &'static str, reported_ns: u64, actual_ns: u64 },
+    #[error("{what} holds {held}")]
+    Unbounded { what: &'static str, held: u64 },
+    #[error("on the wire: {0}")]
+    Wire(String),
     #[error("digests: {0}")]
     Digests(String),
 }

@@ -88,3 +88,8 @@ fn a_destination_without_deadlines_waits_for_ever() {
 fn a_log_that_stays_on_after_a_failed_migration_is_noticed() {
     found(Mutant::TrackingLeftOn, |v| *v == Violation::StillTracked);
 }
+
+#[test]
+fn a_channel_that_sends_into_a_full_link_is_noticed() {
+    found(Mutant::SendsIntoFullLink, |v| matches!(v, Violation::Unbounded { .. }));
+}

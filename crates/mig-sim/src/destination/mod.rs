@@ -1,0 +1,118 @@
+//! The destination's host: a driver that feeds the machine of `mig-core` events and carries out its actions.
+
+mod act;
+mod pages;
+mod work;
+
+use mig_core::Side;
+use mig_core::destination::{Destination, End, Event};
+use mig_wire::Message;
+use mig_wire::section::Section;
+
+use crate::guest::{Guest, Page};
+use crate::link::{Cargo, TO_SOURCE};
+use crate::mutant::Mutant;
+use crate::scenario::Scenario;
+use crate::verdict::Violation;
+use crate::world::World;
+
+/// The destination's host.
+pub(crate) struct DestinationSide {
+    pub(crate) machine: Option<Destination>,
+    pub(crate) busy_until: u64,
+    /// Jobs under way.
+    pub(crate) jobs: usize,
+    memory: Vec<Page>,
+    received: Vec<bool>,
+    accepts: u16,
+    attached: u16,
+    loaded: Option<Vec<Section>>,
+    pub(crate) crashed: bool,
+    pub(crate) ran: bool,
+    pub(crate) end: Option<End>,
+    pub(crate) resumed_at: u64,
+    pub(crate) resume_taken_at: Option<u64>,
+    pub(crate) commit_heard_at: u64,
+    pub(crate) verify_took: u64,
+    pub(crate) load_took: u64,
+    issued_at: u64,
+    /// When it last acknowledged a round, and when it heard the state: with both, only digests are missing.
+    acknowledged_at: u64,
+    state_heard_at: u64,
+}
+
+impl DestinationSide {
+    pub(crate) fn new(scenario: &Scenario, guest: &Guest) -> Self {
+        Self {
+            machine: Some(Destination::new([2; 16], scenario.channels_granted)),
+            busy_until: 0,
+            jobs: 0,
+            memory: vec![Page::default(); guest.memory.len()],
+            received: vec![false; guest.memory.len()],
+            accepts: 0,
+            attached: 0,
+            loaded: None,
+            crashed: false,
+            ran: false,
+            end: None,
+            resumed_at: 0,
+            resume_taken_at: None,
+            commit_heard_at: 0,
+            verify_took: 0,
+            load_took: 0,
+            issued_at: 0,
+            acknowledged_at: 0,
+            state_heard_at: 0,
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn destination_hears(&mut self, message: Message) -> Result<(), Violation> {
+        if message == Message::Commit {
+            self.destination.commit_heard_at = self.now;
+            let gave_up = matches!(self.destination.end, Some(End::NotReceived(_) | End::InDoubt(_)));
+            if gave_up && self.scenario.is(Mutant::LateCommitTaken) {
+                return self.permits.taken_over();
+            }
+        }
+        self.tell_destination(Event::Message(message))
+    }
+
+    pub(crate) fn tell_destination(&mut self, event: Event) -> Result<(), Violation> {
+        let Some(machine) = self.destination.machine.take() else { return Ok(()) };
+        match event {
+            Event::Verified => {
+                let complete_at = self.destination.acknowledged_at.max(self.destination.state_heard_at);
+                self.destination.verify_took = self.now - complete_at;
+            }
+            Event::Message(Message::State { .. }) => self.destination.state_heard_at = self.now,
+            Event::Loaded => self.destination.load_took = self.now - self.destination.issued_at,
+            Event::Resumed => self.destination.resume_taken_at = Some(self.now),
+            _ => {}
+        }
+        let (machine, actions) = machine.handle(self.clock(Side::Destination), event);
+        let ended = machine.has_ended();
+        self.destination.machine = Some(machine);
+        for action in actions {
+            if self.ends_here(Side::Destination) {
+                return Ok(());
+            }
+            self.trace(|| format!("destination: {action:?}"));
+            if self.destination.end.is_some() {
+                let what = format!("{action:?}");
+                return Err(Violation::AfterTheEnd { side: Side::Destination, what });
+            }
+            self.destination_does(action)?;
+        }
+        if ended {
+            if self.destination.end.is_none() {
+                return Err(Violation::Ends("the destination's machine ended without an end".into()));
+            }
+            self.destination.machine = None;
+            self.send(TO_SOURCE, Cargo::Closed);
+        }
+        self.strike_where_due(Side::Destination);
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! What goes wrong in a run, and the account of what already has.
+
+use mig_core::Side;
+
+use crate::random::Random;
+
+/// An action that can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the names of the actions
+pub enum Work {
+    Attach,
+    StartTracking,
+    SendRound,
+    Sync,
+    Pause,
+    Save,
+    Locate,
+    Resume,
+    Prepare,
+    Accept,
+    Verify,
+    Load,
+    FindGap,
+}
+
+/// What befalls one side at a step of its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Blow {
+    Cancel,
+    /// It thinks that the peer is gone, while messages are still on their way.
+    Silence,
+    /// Its peer says something senseless.
+    Nonsense,
+    /// The network is cut; this side hears nothing more, and the other neither unless it is half open.
+    Cut {
+        half_open: bool,
+        heals_after: Option<u64>,
+    },
+    /// Its process ends; the kernel closes its connections.
+    Crash,
+    /// Its host ends without a word.
+    PowerLoss,
+}
+
+/// The last of a link's that arrives before a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Last {
+    Byte(u64),
+    Frame(u64),
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mishap {
+    /// The network is cut when so much of a link has arrived (link 0 to the destination, 1 to the source,
+    /// from 2 on page channels to the destination). What is on its way then waits for the network to heal,
+    /// as TCP has it.
+    Cut {
+        /// The link.
+        link: usize,
+        /// The last that arrives.
+        after: Last,
+        /// Whether only the link's direction dies (of all links), and the other lives on.
+        half_open: bool,
+        /// Nanoseconds until it heals; `None` for never.
+        heals_after: Option<u64>,
+    },
+    /// A side is struck a while after its machine entered a step.
+    Strike {
+        /// The side.
+        side: Side,
+        /// The step, as its index in the order of a migration.
+        step: usize,
+        /// Nanoseconds after.
+        after: u64,
+        /// With what.
+        blow: Blow,
+    },
+    /// A side's process ends between two actions, also of one and the same transition.
+    CrashAfter {
+        /// The side.
+        side: Side,
+        /// Actions it carries out before.
+        actions: u64,
+    },
+    /// An action fails.
+    Fails {
+        /// Whose.
+        side: Side,
+        /// Which.
+        work: Work,
+        /// How often it succeeds before.
+        after: u64,
+    },
+    /// A page is lost on the way, with digests on.
+    LosesPage {
+        /// Pages that arrive before.
+        after: u64,
+    },
+}
+
+impl Blow {
+    fn draw(random: &mut Random) -> Self {
+        let (half_open, heals_after) = draw_outage(random);
+        random.one_of(&[
+            Self::Cancel,
+            Self::Cancel,
+            Self::Silence,
+            Self::Nonsense,
+            Self::Cut { half_open, heals_after },
+            Self::Cut { half_open, heals_after },
+            Self::Crash,
+            Self::PowerLoss,
+        ])
+    }
+}
+
+/// Whether it is half open, and after how many nanoseconds it heals, if ever.
+fn draw_outage(random: &mut Random) -> (bool, Option<u64>) {
+    let most: Option<u64> = random.chance(60).then(|| random.one_of(&[100_000, 5_000_000, 2_000_000_000]));
+    (random.chance(40), most.map(|most| random.within(1..most)))
+}
+
+impl Mishap {
+    pub(crate) fn draw(random: &mut Random) -> Self {
+        let side = random.one_of(&[Side::Source, Side::Destination]);
+        match random.within(0..100) {
+            0..35 => Self::draw_cut(random),
+            35..70 => Self::Strike {
+                side,
+                step: random.within(0..15) as usize,
+                after: random.one_of(&[1, 1_000, 100_000, 1_000_000]) * random.within(1..5),
+                blow: Blow::draw(random),
+            },
+            70..77 => Self::CrashAfter { side, actions: random.within(0..30) },
+            77..95 => {
+                use Work as W;
+                let source =
+                    [W::Attach, W::StartTracking, W::SendRound, W::Sync, W::Pause, W::Save, W::Resume];
+                let destination = [W::Prepare, W::Accept, W::Verify, W::Load, W::Load, W::Resume, W::FindGap];
+                let works = if side == Side::Source { &source } else { &destination };
+                // locating is rare, so that it comes with a lost page more often than alone
+                let locate = side == Side::Source && random.chance(10);
+                let work = if locate { W::Locate } else { random.one_of(works) };
+                Self::Fails { side, work, after: if random.chance(70) { 0 } else { random.within(1..9) } }
+            }
+            _ => Self::LosesPage { after: random.within(0..60) },
+        }
+    }
+
+    fn draw_cut(random: &mut Random) -> Self {
+        let (half_open, heals_after) = draw_outage(random);
+        let link = random.within(0..5) as usize;
+        // about what the messages of a short migration come to, and the pages of a channel
+        let byte = random.within(1..if link < 2 { 700 } else { 100_000 });
+        let frame = random.within(1..if link < 2 { 9 } else { 15 });
+        let after = random.one_of(&[Last::Byte(byte), Last::Frame(frame)]);
+        Self::Cut { link, after, half_open, heals_after }
+    }
+
+    /// Whether a side cannot tell it from a peer that is gone.
+    pub(crate) fn severs(&self) -> bool {
+        match self {
+            Self::Cut { .. } | Self::CrashAfter { .. } => true,
+            Self::Strike { blow, .. } => !matches!(blow, Blow::Cancel | Blow::Nonsense),
+            Self::Fails { .. } | Self::LosesPage { .. } => false,
+        }
+    }
+}
+
+/// The mishaps of a run, and which of them have happened.
+#[derive(Debug)]
+pub(crate) struct Mishaps {
+    all: Vec<Mishap>,
+    spent: Vec<bool>,
+    counts: Vec<u64>,
+}
+
+impl Mishaps {
+    pub(crate) fn new(all: &[Mishap]) -> Self {
+        Self { all: all.to_vec(), spent: vec![false; all.len()], counts: vec![0; all.len()] }
+    }
+
+    /// The first that is due; it is then used up.
+    pub(crate) fn take(&mut self, due: impl Fn(&Mishap) -> bool) -> Option<Mishap> {
+        let at = (0..self.all.len()).find(|&i| !self.spent[i] && due(&self.all[i]))?;
+        self.spent[at] = true;
+        Some(self.all[at])
+    }
+
+    /// Counts one more of what a mishap counts, and says whether it is due with this one.
+    pub(crate) fn strikes(&mut self, counted: impl Fn(&Mishap) -> Option<u64>) -> bool {
+        for i in 0..self.all.len() {
+            let Some(after) = counted(&self.all[i]) else { continue };
+            self.counts[i] += 1;
+            if !self.spent[i] && self.counts[i] > after {
+                self.spent[i] = true;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What has happened.
+    pub(crate) fn happened(&self) -> impl Iterator<Item = &Mishap> {
+        self.all.iter().zip(&self.spent).filter(|(_, spent)| **spent).map(|(mishap, _)| mishap)
+    }
+}

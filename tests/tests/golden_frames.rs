@@ -7,9 +7,9 @@ use std::sync::Once;
 use std::time::Duration;
 
 use mig_wire::describe::{Region, Schema};
-use mig_wire::frame::{ChunkDigests, DestinationCosts};
+use mig_wire::frame::{ChunkDigests, DestinationCosts, Fate};
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
-use mig_wire::hello::{Attach, Hello, Welcome};
+use mig_wire::hello::{Attach, Hello, Query, Welcome};
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
 use mig_wire::{Blame, Description, Fault, Message, Refusal, Section, Side, Step};
 
@@ -117,6 +117,15 @@ fn version_1() -> Vec<(&'static str, Meaning)> {
     let page = (0..4096).map(|i| (i % 251) as u8).collect();
     all.push(("pages", Meaning::Pages(runs, page)));
     all.push(("round end", Meaning::RoundEnd(RoundEnd { zero_pages: 2, raw_pages: 1 })));
+    // kinds that came later stand at the end
+    let later = [
+        ("query", Message::Query(Query { session: *b"0123456789abcdef", secret: [0xa5; 16] })),
+        ("outcome never", Message::Outcome(Fate::Never)),
+        ("outcome running", Message::Outcome(Fate::Running { resume: ms(6), running_for: ms(8) })),
+        ("outcome lost", Message::Outcome(Fate::Lost)),
+        ("outcome unknown", Message::Outcome(Fate::Unknown)),
+    ];
+    all.extend(later.map(|(name, message)| (name, Meaning::Message(Box::new(message)))));
     all
 }
 

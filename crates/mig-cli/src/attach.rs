@@ -32,7 +32,7 @@ fn conclude(answer: &Answer, output: &Output) -> Exit {
     let report: Option<Report> = answer.member("report");
     match report.as_ref().map(|r| r.outcome.as_str()) {
         Some("moved") => Exit::Done,
-        Some("in-doubt") => Exit::InDoubt,
+        Some("discarded") => Exit::InDoubt,
         Some(_) => Exit::Failed,
         None => {
             let unnamed = || Failure::new("source", "control", "the holder gave no reason", "");
@@ -70,7 +70,7 @@ mod tests {
         };
         assert_eq!(code("moved"), Exit::Done);
         assert_eq!(code("still-here"), Exit::Failed);
-        assert_eq!(code("in-doubt"), Exit::InDoubt);
+        assert_eq!(code("discarded"), Exit::InDoubt);
         let refused = Answer::error(&Failure::new("source", "control", "the guest is paused", "resume it"));
         assert_eq!(conclude(&refused, &output), Exit::Failed);
     }

@@ -264,6 +264,8 @@ impl From<&Progress> for Event {
             Progress::Committed => Self::Committed,
             Progress::Running => Self::Running(Running::default()),
             Progress::Resumed => Self::Resumed,
+            Progress::InDoubt { fault, .. } => Self::InDoubt(fault.clone().into()),
+            Progress::WordRefused { cause } => Self::Note { text: format!("not done: {cause}") },
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mig::{Address, Cancel, Observer};
+use mig::{Address, Control, Observer, Word};
 
 use crate::control::{Check, Screen, Status};
 use crate::event::{Event, Report};
@@ -41,15 +41,17 @@ struct Inner<M> {
     view: Option<Arc<dyn View>>,
     /// Somebody wants the guest ended as soon as its migration is over.
     quit_asked: bool,
+    /// The migration or receive that goes on is in doubt.
+    doubt: bool,
     /// Ctrl-C was pressed once while the guest was in doubt.
     warned: bool,
 }
 
 enum State<M> {
-    Receiving(Cancel),
+    Receiving(Control),
     Running(M),
     Paused(M),
-    Migrating(Cancel),
+    Migrating(Control),
     InDoubt(Box<dyn Held<M>>),
     Ended(End),
 }
@@ -97,11 +99,11 @@ impl<M: Machine> Holder<M> {
 
     /// Waits for a guest.
     pub fn receiving(output: Output, side: &'static str) -> Arc<Self> {
-        Self::new(State::Receiving(Cancel::new()), None, output, side)
+        Self::new(State::Receiving(Control::new()), None, output, side)
     }
 
     fn new(state: State<M>, view: Option<Arc<dyn View>>, output: Output, side: &'static str) -> Arc<Self> {
-        let inner = Inner { state, view, quit_asked: false, warned: false };
+        let inner = Inner { state, view, quit_asked: false, doubt: false, warned: false };
         Arc::new(Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
@@ -125,7 +127,7 @@ impl<M: Machine> Holder<M> {
     pub fn status(&self) -> Status {
         let inner = self.lock_for_command();
         Status {
-            state: inner.state.name().into(),
+            state: inner.name().into(),
             heartbeats: inner.view.as_ref().map_or(0, |v| v.heartbeats()),
             vcpus: inner.view.as_ref().map_or(0, |v| v.vcpus()),
             memory_bytes: inner.view.as_ref().map_or(0, |v| v.memory_bytes()),
@@ -176,6 +178,11 @@ impl<M: Machine> Holder<M> {
                 let resumed = machine.resume().map_err(|e| self.failed("resume", &*e));
                 inner.state = if resumed.is_ok() { State::Running(machine) } else { State::Paused(machine) };
                 resumed
+            }
+            state @ (State::Migrating(_) | State::Receiving(_)) if inner.doubt => {
+                state.resolve(Word::Resume);
+                inner.state = state;
+                Ok(())
             }
             State::InDoubt(held) => match held.resume() {
                 Ok(machine) => {
@@ -229,11 +236,11 @@ impl<M: Machine> Holder<M> {
     pub fn cancel(&self) -> Result<(), Failure> {
         let inner = self.lock();
         match &inner.state {
-            State::Migrating(cancel) | State::Receiving(cancel) => {
+            State::Migrating(cancel) | State::Receiving(cancel) if !inner.doubt => {
                 cancel.cancel();
                 Ok(())
             }
-            other => Err(self.wrong_state("cancel", other.name())),
+            _ => Err(self.wrong_state("cancel", inner.name())),
         }
     }
 
@@ -247,6 +254,12 @@ impl<M: Machine> Holder<M> {
             State::Ended(end) => {
                 inner.state = State::Ended(end);
                 Err(self.wrong_state("quit", "ended"))
+            }
+            state @ (State::Migrating(_) | State::Receiving(_)) if inner.doubt => {
+                state.resolve(Word::Discard);
+                inner.state = state;
+                inner.quit_asked = true;
+                Ok(())
             }
             State::Receiving(cancel) => {
                 cancel.cancel();
@@ -283,7 +296,7 @@ impl<M: Machine> Holder<M> {
         settings: &Settings,
         watch: &(dyn Fn(&Event) + Sync),
     ) -> Result<Box<Report>, Box<NotMoved>> {
-        let cancel = Cancel::new();
+        let cancel = Control::new();
         let machine = {
             let mut inner = self.lock_for_command();
             match inner.state.take() {
@@ -303,14 +316,15 @@ impl<M: Machine> Holder<M> {
             self.output.tell(event);
         };
         tell(Event::Migrating { to: to.to_string() });
-        let moving = machine.migrate(to, settings, &cancel, &Telling(&|event| tell(event)));
+        let moving =
+            machine.migrate(to, settings, &cancel, &Telling(&|event| tell(event), &|p| self.note_doubt(p)));
         let (report, next) = match moving {
             Moving::Moved(report) => (report, State::Ended(End::Moved)),
             Moving::StillHere { machine, report } => {
                 let next = still_here(machine, &report);
                 (report, next)
             }
-            Moving::InDoubt { held, report } => (report, State::InDoubt(held)),
+            Moving::Discarded(report) => (report, State::Ended(End::Quit { in_doubt: true })),
         };
         let report = Box::new(Report::from(&report));
         let moved = matches!(next, State::Ended(End::Moved));
@@ -324,8 +338,17 @@ impl<M: Machine> Holder<M> {
         Err(Box::new(NotMoved { failure, report: Some(report) }))
     }
 
+    /// Notes whether what goes on is in doubt.
+    pub fn note_doubt(&self, progress: &mig::observe::Progress) {
+        if let mig::observe::Progress::InDoubt { .. } = progress {
+            let mut inner = self.lock();
+            (inner.doubt, inner.warned) = (true, false);
+        }
+    }
+
     fn settle(&self, next: State<M>) {
         let mut inner = self.lock();
+        inner.doubt = false;
         match next {
             State::Ended(end) => self.end(inner, end),
             State::Running(machine) | State::Paused(machine) if inner.quit_asked => {
@@ -342,12 +365,12 @@ impl<M: Machine> Holder<M> {
     }
 
     /// The token of the receive that is to begin now; none when the holder was told to quit.
-    pub fn begin_receive(&self) -> Option<Cancel> {
+    pub fn begin_receive(&self) -> Option<Control> {
         let mut inner = self.lock();
         match &mut inner.state {
             State::Receiving(cancel) => {
                 if cancel.is_cancelled() {
-                    *cancel = Cancel::new();
+                    *cancel = Control::new();
                 }
                 Some(cancel.clone())
             }
@@ -363,12 +386,19 @@ impl<M: Machine> Holder<M> {
     /// What was arriving did not.
     pub fn not_received(&self) {
         self.arriving.store(false, Ordering::SeqCst);
+        let mut inner = self.lock();
+        let dropped = std::mem::take(&mut inner.doubt) && inner.quit_asked;
+        if dropped {
+            return self.end(inner, End::Quit { in_doubt: true });
+        }
+        drop(inner);
         self.changed.notify_all();
     }
 
     /// Takes over a guest that was received and runs.
     pub fn received(&self, machine: M) {
         let mut inner = self.lock();
+        inner.doubt = false;
         inner.view = Some(machine.view());
         match inner.state {
             State::Receiving(_) => inner.state = State::Running(machine),
@@ -462,14 +492,14 @@ impl<M: Machine> Holder<M> {
     pub fn interrupt(&self) -> Interrupted {
         let mut inner = self.lock();
         match &inner.state {
-            State::Migrating(cancel) if !cancel.is_cancelled() => {
+            State::Migrating(cancel) if !inner.doubt && !cancel.is_cancelled() => {
                 cancel.cancel();
                 self.output.note("cancelling the migration; the guest stays. Ctrl-C again ends it");
             }
-            State::Migrating(_) if !inner.quit_asked => inner.quit_asked = true,
-            State::Migrating(_) => return Interrupted::ExitNow,
+            State::Migrating(_) if !inner.doubt && !inner.quit_asked => inner.quit_asked = true,
+            State::Migrating(_) if !inner.doubt => return Interrupted::ExitNow,
             State::Ended(_) => return Interrupted::Ended,
-            State::InDoubt(_) if !inner.warned => {
+            _ if inner.name() == "in-doubt" && !inner.warned => {
                 inner.warned = true;
                 self.output.note("the guest held here may be the last copy. Ctrl-C again drops it");
             }
@@ -528,6 +558,12 @@ fn still_here<M: Machine>(machine: M, report: &mig::observe::Report) -> State<M>
     }
 }
 
+impl<M> Inner<M> {
+    fn name(&self) -> &'static str {
+        if self.doubt { "in-doubt" } else { self.state.name() }
+    }
+}
+
 impl<M> State<M> {
     fn name(&self) -> &'static str {
         match self {
@@ -540,6 +576,13 @@ impl<M> State<M> {
         }
     }
 
+    /// Hands an operator's word to the engine.
+    fn resolve(&self, word: Word) {
+        if let Self::Migrating(control) | Self::Receiving(control) = self {
+            control.resolve(word);
+        }
+    }
+
     /// Takes the state out for a moment; the caller, who has the lock, puts one back.
     fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Ended(End::Quit { in_doubt: false }))
@@ -547,10 +590,14 @@ impl<M> State<M> {
 }
 
 /// An engine's observer that turns progress into events.
-pub(crate) struct Telling<'a>(pub(crate) &'a (dyn Fn(Event) + Sync));
+pub(crate) struct Telling<'a>(
+    pub(crate) &'a (dyn Fn(Event) + Sync),
+    pub(crate) &'a (dyn Fn(&mig::observe::Progress) + Sync),
+);
 
 impl Observer for Telling<'_> {
     fn progress(&self, progress: &mig::observe::Progress) {
+        (self.1)(progress);
         (self.0)(progress.into());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mig::observe::Report;
-use mig::{Address, BoxError, Cancel, Fault, Observer, SourceOptions};
+use mig::{Address, BoxError, Control, Fault, Observer, SourceOptions};
 use mig_vmm::GuestTime;
 
 /// A guest that can be looked at from any thread, whoever owns its machine at the moment.
@@ -67,7 +67,7 @@ pub trait Machine: Sized + Send + 'static {
         self,
         to: &Address,
         settings: &Settings,
-        cancel: &Cancel,
+        control: &Control,
         observer: &dyn Observer,
     ) -> Moving<Self>;
 
@@ -76,7 +76,7 @@ pub trait Machine: Sized + Send + 'static {
 }
 
 /// How a guest is to move.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// For the engine.
     pub engine: SourceOptions,
@@ -95,16 +95,11 @@ pub enum Moving<M> {
         /// How it went.
         report: Report,
     },
-    /// Nobody knows.
-    InDoubt {
-        /// The guest, paused.
-        held: Box<dyn Held<M>>,
-        /// How it went.
-        report: Report,
-    },
+    /// It was in doubt, and was dropped here on the operator's word.
+    Discarded(Report),
 }
 
-/// A paused guest that may run elsewhere; dropping it drops the guest.
+/// A paused guest that may be the last copy; dropping it drops the guest.
 pub trait Held<M>: Send {
     /// A look at it, where its holder has none yet: a copy that arrived.
     fn view(&self) -> Option<Arc<dyn View>> {
@@ -129,8 +124,8 @@ pub enum Arrival<M> {
     },
     /// It never did.
     NotReceived(Fault),
-    /// The source vanished before it committed.
-    InDoubt {
+    /// It was to run here and could not be started.
+    Lost {
         /// The copy, paused.
         held: Box<dyn Held<M>>,
         /// How it came to this.

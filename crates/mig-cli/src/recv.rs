@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mig::{Listener, observe::Progress};
+use mig::{Listener, ReceiveOptions, observe::Progress};
 use mig_vmm::{Machine, Receiver};
 
 use crate::console::ConsoleTo;
@@ -65,8 +65,7 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
     }
     output.tell(Event::Listening { addr: listener.address().to_string() });
     receive_one(&holder, &listener, &mut receiver, output);
-    // A second guest would have no place here.
-    drop(listener);
+    // The listener stays: it answers a source in doubt.
     Ok(match see_off(&holder, server, &console) {
         End::Moved | End::Quit { in_doubt: false } => Exit::Done,
         End::Guest(end) => {
@@ -82,16 +81,23 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
 
 /// Receives until a guest is here, or the holder is told to quit.
 fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mut Receiver, output: &Output) {
-    while let Some(cancel) = holder.begin_receive() {
+    while let Some(control) = holder.begin_receive() {
         let waiting = Arc::clone(holder);
         let observer = |progress: &Progress| {
             // `running` is told with what was received, when the guest can be controlled.
             if !matches!(progress, Progress::Running) {
+                holder.note_doubt(progress);
                 output.tell(progress.into());
             }
         };
-        match receive(listener, receiver, &cancel, &Watching(&observer), Arc::new(move || waiting.arriving()))
-        {
+        match receive(
+            listener,
+            receiver,
+            &ReceiveOptions::default(),
+            &control,
+            &Watching(&observer),
+            Arc::new(move || waiting.arriving()),
+        ) {
             Arrival::Running { machine, report } => {
                 let guest_time = machine.arrival().map(Arrived::from);
                 holder.received(machine);
@@ -99,7 +105,7 @@ fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mu
                 output.tell(Event::Running(Running { received: Some(received) }));
                 return;
             }
-            Arrival::InDoubt { held, fault } => {
+            Arrival::Lost { held, fault } => {
                 holder.received_in_doubt(held);
                 output.tell(Event::InDoubt(fault.into()));
                 return;

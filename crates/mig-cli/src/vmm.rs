@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use mig::guest::ResumeCosts;
 use mig::{
-    Address, BoxError, Cancel, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
-    Refusal, RestoreState, RunPermit, Section, SourceVm,
+    Address, BoxError, Control, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
+    ReceiveOptions, Refusal, RestoreState, RunPermit, Section,
 };
 use mig_vmm::{IncomingMachine, Machine, Monitor, Receiver, VmmError};
 
@@ -91,31 +91,19 @@ impl HeldMachine for Machine {
         mut self,
         to: &Address,
         settings: &Settings,
-        cancel: &Cancel,
+        control: &Control,
         observer: &dyn Observer,
     ) -> Moving<Self> {
         self.choose_guest_time(settings.guest_time);
-        match mig::migrate(self, to, &settings.engine, cancel, observer) {
+        match mig::migrate(self, to, &settings.engine, control, observer) {
             Outcome::Moved(report) => Moving::Moved(report),
             Outcome::StillHere { vm, report } => Moving::StillHere { machine: vm, report },
-            Outcome::InDoubt(doubt) => {
-                let report = doubt.report().clone();
-                Moving::InDoubt { held: Box::new(doubt), report }
-            }
+            Outcome::Discarded(report) => Moving::Discarded(report),
         }
     }
 
     fn end(self) {
         Machine::end(self);
-    }
-}
-
-impl<V: SourceVm + 'static> Held<V> for mig::InDoubt<V> {
-    fn resume(self: Box<Self>) -> Result<V, (Box<dyn Held<V>>, BoxError)> {
-        mig::InDoubt::resume(*self).map_err(|failed| {
-            let (doubt, error) = *failed;
-            (Box::new(doubt) as Box<dyn Held<V>>, error)
-        })
     }
 }
 
@@ -140,17 +128,18 @@ impl Held<Machine> for mig::HeldCopy<Announced> {
 pub fn receive(
     listener: &Listener,
     receiver: &mut Receiver,
-    cancel: &Cancel,
+    options: &ReceiveOptions,
+    control: &Control,
     observer: &dyn Observer,
     arriving: Arc<dyn Fn() + Send + Sync>,
 ) -> Arrival<Machine> {
-    match mig::receive(listener, &mut Announcing { receiver, arriving }, cancel, observer) {
+    match mig::receive(listener, &mut Announcing { receiver, arriving }, options, control, observer) {
         mig::Received::Running { vm, report } => Arrival::Running { machine: into_machine(vm), report },
         mig::Received::NotReceived(fault) => Arrival::NotReceived(fault),
         // One that could not be started is held like one in doubt: the operator decides about the last copy.
-        mig::Received::InDoubt(copy) | mig::Received::Lost(copy) => {
+        mig::Received::Lost(copy) => {
             let fault = copy.fault().clone();
-            Arrival::InDoubt { held: Box::new(copy), fault }
+            Arrival::Lost { held: Box::new(copy), fault }
         }
     }
 }

@@ -1,21 +1,25 @@
-//! The destination's machine: from Hello to Running, NotReceived or InDoubt.
+//! The destination's machine: from Hello to Running, NotReceived or Lost.
 //!
 //! Invariants:
-//! - it mints its permit on Commit, in the stage that follows its own Ready, and nowhere else;
-//! - an `Abort` it sends is a promise: it is sent only where the permit was never minted, and ends the machine;
+//! - it mints its permit on Commit, in the stage that follows its own Ready, or for a copy that is held on an
+//!   operator's word, and nowhere else; with an arbiter, only once that has granted it (an operator's word
+//!   stands where the arbiter cannot be asked);
+//! - an `Abort` or `Never` it sends is a promise: it is sent only where the permit was never minted, and ends
+//!   the machine, so that a Commit still on its way meets nobody;
+//! - once all is here and the source has gone without a word, the copy is held: it may be the last one;
 //! - everything a peer makes it keep is bounded by the description that was accepted.
 
 use std::time::Duration;
 
 use mig_wire::describe::{Description, Refusal};
 use mig_wire::fault::{Blame, Fault, Side, Step};
-use mig_wire::frame::{ChunkDigests, DestinationCosts, Message};
+use mig_wire::frame::{ChunkDigests, DestinationCosts, Fate, Message};
 use mig_wire::hello::{CAPABILITIES, Capabilities, Hello, Secret, VERSIONS, Welcome};
 use mig_wire::section::Section;
 
 use crate::domain::Domain;
 use crate::progress::Progress;
-use crate::switchover::RunPermit;
+use crate::switchover::{ARBITER_SECTION, ArbiterId, Claim, RunPermit, Word};
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -58,6 +62,13 @@ pub enum Event {
         /// Why, where that is not just a wish: the guest has ended, for example.
         reason: Option<String>,
     },
+    /// The source asks, on a new connection and with the session's secret, what became of the session. The
+    /// answer is among the actions, unless the machine has ended: then its end is the answer.
+    Query,
+    /// The arbiter answers a `Claim`.
+    Claimed(Claim),
+    /// An operator says what is to become of a copy in doubt; means nothing to one that is not.
+    Resolve(Word),
 }
 
 /// What to do.
@@ -76,8 +87,12 @@ pub enum Action {
     Verify(Vec<u64>),
     /// Restore the state.
     Load(Vec<Section>),
+    /// Ask the arbiter to decide for the destination.
+    Claim,
     /// Run the guest.
     Resume(RunPermit),
+    /// Answer the query that was just handed in. Not to be done before what stands in front of it.
+    Answer(Fate),
     /// Find out what the guest felt.
     FindGap,
     /// Tell an observer.
@@ -91,10 +106,8 @@ pub enum Action {
 pub enum End {
     /// The guest runs here.
     Running(Received),
-    /// It does not, and never did.
+    /// It does not, never did, and never will.
     NotReceived(Fault),
-    /// All is here, and the source went without a word: it may be the last copy.
-    InDoubt(Fault),
     /// The permit was minted, and then the guest could not be started.
     Lost(Fault),
 }
@@ -119,6 +132,7 @@ pub struct Received {
 pub struct Destination {
     secret: Secret,
     channels: u16,
+    arbiter: Option<ArbiterId>,
     verify: bool,
     /// Chunks of the accepted guest.
     chunks: u64,
@@ -133,11 +147,26 @@ enum Stage {
     Preparing,
     Attaching,
     Receiving(Receiving),
-    Verifying { since: Duration, sections: Vec<Section> },
-    Loading { since: Duration },
+    Verifying {
+        since: Duration,
+        sections: Vec<Section>,
+    },
+    Loading {
+        since: Duration,
+    },
     Ready,
-    Resuming { since: Duration },
-    FindingGap,
+    /// In doubt since this happened.
+    Held(Fault),
+    Claiming {
+        since: Duration,
+        word: Option<Fault>,
+    },
+    Resuming {
+        since: Duration,
+    },
+    FindingGap {
+        since: Duration,
+    },
     Ended,
 }
 
@@ -153,15 +182,21 @@ struct Receiving {
 }
 
 impl Destination {
-    /// A machine that waits for a source. `secret` must be new for each; `channels` is the most it grants.
-    pub fn new(secret: Secret, channels: u16) -> Self {
+    /// A machine that waits for a source. `secret` must be new for each; `channels` is the most it grants;
+    /// `arbiter` decides in doubt, and the source must use the same one.
+    pub fn new(secret: Secret, channels: u16, arbiter: Option<ArbiterId>) -> Self {
         let stage = Stage::AwaitingHello;
-        Self { secret, channels, verify: false, chunks: 0, received: Received::default(), stage }
+        Self { secret, channels, arbiter, verify: false, chunks: 0, received: Received::default(), stage }
     }
 
     /// Whether it is over.
     pub fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Ended)
+    }
+
+    /// Whether it holds a complete copy that it may not run: the source is gone.
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self.stage, Stage::Held(_))
     }
 
     /// Whether digests will be compared.
@@ -179,8 +214,8 @@ impl Destination {
             Stage::Receiving(receiving) => Step::Round(receiving.round),
             Stage::Verifying { .. } => Step::Verify,
             Stage::Loading { .. } => Step::Load,
-            Stage::Ready => Step::Commit,
-            Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Step::Resume,
+            Stage::Ready | Stage::Held(_) | Stage::Claiming { .. } => Step::Commit,
+            Stage::Resuming { .. } | Stage::FindingGap { .. } | Stage::Ended => Step::Resume,
         }
     }
 
@@ -206,6 +241,9 @@ impl Destination {
             Event::Gap(gap) => self.gap(gap),
             Event::Failed(fault) => self.failed(fault),
             Event::Cancelled { reason } => self.cancelled(reason),
+            Event::Query => self.asked(now),
+            Event::Claimed(claim) => self.claimed(claim),
+            Event::Resolve(word) => self.resolved(now, word),
         };
         (self, actions)
     }
@@ -230,7 +268,9 @@ impl Destination {
             | Message::Gap(_)
             | Message::Lost(_)
             | Message::Ping(_)
-            | Message::Pong(_) => self.out_of_turn("a message that only a destination sends"),
+            | Message::Pong(_)
+            | Message::Query(_)
+            | Message::Outcome(_) => self.out_of_turn("a message that only a destination sends"),
         }
     }
 
@@ -251,6 +291,16 @@ impl Destination {
                 "use the same version on both sides",
             ));
         }
+        let arbitrated = hello.required & Capabilities::ARBITER.bits() != 0;
+        if arbitrated != self.arbiter.is_some() {
+            let (with, without) =
+                if arbitrated { ("source", "destination") } else { ("destination", "source") };
+            refusals.push(Refusal::new(
+                "arbiter",
+                format!("the {with} uses one to decide in doubt, the {without} none"),
+                "give both sides the same lease, or neither",
+            ));
+        }
         for bit in hello.missing_capabilities() {
             refusals.push(Refusal::new(
                 "capability",
@@ -262,7 +312,8 @@ impl Destination {
             refusals.push(Refusal::new("channels", "the source asks for none", "ask for at least 1"));
         }
         let Some(version) = version.filter(|_| refusals.is_empty()) else { return self.refused(refusals) };
-        let capabilities = (hello.required | hello.optional) & CAPABILITIES.bits();
+        let optional = hello.optional & !Capabilities::ARBITER.bits();
+        let capabilities = (hello.required | optional) & CAPABILITIES.bits();
         self.verify = capabilities & Capabilities::VERIFY.bits() != 0;
         self.channels = self.channels.min(hello.channels);
         self.stage = Stage::AwaitingDescription;
@@ -273,8 +324,17 @@ impl Destination {
         ]
     }
 
-    fn described(&mut self, description: Box<Description>) -> Vec<Action> {
+    fn described(&mut self, mut description: Box<Description>) -> Vec<Action> {
         let Stage::AwaitingDescription = self.stage else { return self.out_of_turn("describe") };
+        let theirs: Vec<Section> =
+            description.platform.extract_if(.., |section| section.name == ARBITER_SECTION).collect();
+        if theirs.iter().map(|s| s.body.as_slice()).ne(self.arbiter.iter().map(|id| id.as_slice())) {
+            return self.refused(vec![Refusal::new(
+                "arbiter",
+                "source and destination use different ones",
+                "give both sides the same lease file",
+            )]);
+        }
         match Domain::new(&description.regions) {
             Ok(domain) => {
                 self.chunks = domain.chunks();
@@ -404,14 +464,82 @@ impl Destination {
     /// The source gave the guest away: from here on it is ours.
     fn commit(&mut self, now: Duration) -> Vec<Action> {
         let Stage::Ready = self.stage else { return self.out_of_turn("commit") };
-        self.stage = Stage::Resuming { since: now };
+        if self.arbiter.is_some() {
+            self.stage = Stage::Claiming { since: now, word: None };
+            return vec![Action::Claim];
+        }
+        self.resume(now)
+    }
+
+    fn resume(&mut self, since: Duration) -> Vec<Action> {
+        self.stage = Stage::Resuming { since };
         vec![Action::Resume(RunPermit::mint())]
+    }
+
+    fn claimed(&mut self, claim: Claim) -> Vec<Action> {
+        let Stage::Claiming { since, word } = &mut self.stage else { return Vec::new() };
+        let (since, word) = (*since, word.take());
+        let fault = |blame, cause| Fault::new(Side::Destination, Step::Commit, blame, cause);
+        match (claim, word) {
+            (Claim::Granted, _) | (Claim::Unavailable(_), Some(_)) => self.resume(since),
+            (Claim::Denied, Some(held)) => {
+                self.stage = Stage::Held(held);
+                let cause = "the arbiter has given the guest to the source".into();
+                vec![Action::Tell(Progress::WordRefused { cause })]
+            }
+            (Claim::Denied, None) => {
+                self.give_up(fault(Blame::Peer, "the arbiter has given the guest to the source".into()))
+            }
+            (Claim::Unavailable(cause), None) => self.give_up(
+                fault(Blame::Local, format!("the arbiter cannot be asked: {cause}"))
+                    .remedy("see that the lease file can be written on both sides; migrate again"),
+            ),
+        }
+    }
+
+    /// A source that asks has lost its link after Commit; one that could not be told to run the guest gives
+    /// it up before it answers.
+    fn asked(&mut self, now: Duration) -> Vec<Action> {
+        match self.stage {
+            Stage::Ended => Vec::new(),
+            Stage::Resuming { .. } => vec![Action::Answer(Fate::Unknown)],
+            Stage::FindingGap { since } => {
+                let running_for = now.saturating_sub(since);
+                vec![Action::Answer(Fate::Running { resume: self.received.resume, running_for })]
+            }
+            _ => {
+                let fault = Fault::new(
+                    Side::Source,
+                    self.step(),
+                    Blame::Network,
+                    "the source lost its connection, asked what became of its guest, and has it back",
+                );
+                self.stage = Stage::Ended;
+                vec![Action::Answer(Fate::Never), Action::End(End::NotReceived(fault))]
+            }
+        }
+    }
+
+    fn resolved(&mut self, now: Duration, word: Word) -> Vec<Action> {
+        let Stage::Held(fault) = &self.stage else { return Vec::new() };
+        let fault = fault.clone();
+        match word {
+            Word::Resume if self.arbiter.is_some() => {
+                self.stage = Stage::Claiming { since: now, word: Some(fault) };
+                vec![Action::Claim]
+            }
+            Word::Resume => self.resume(now),
+            Word::Discard => {
+                self.stage = Stage::Ended;
+                vec![Action::End(End::NotReceived(fault.remedy("it was discarded on the operator's word")))]
+            }
+        }
     }
 
     fn resumed(&mut self, now: Duration) -> Vec<Action> {
         let Stage::Resuming { since } = self.stage else { return Vec::new() };
         self.received.resume = now.saturating_sub(since);
-        self.stage = Stage::FindingGap;
+        self.stage = Stage::FindingGap { since: now };
         vec![
             Action::Send(Message::Running { resume: self.received.resume }),
             Action::Tell(Progress::Running),
@@ -420,7 +548,7 @@ impl Destination {
     }
 
     fn gap(&mut self, gap: Option<Duration>) -> Vec<Action> {
-        let Stage::FindingGap = self.stage else { return Vec::new() };
+        let Stage::FindingGap { .. } = self.stage else { return Vec::new() };
         self.received.guest_gap = gap;
         self.stage = Stage::Ended;
         vec![Action::Send(Message::Gap(gap)), Action::End(End::Running(self.received))]
@@ -429,7 +557,9 @@ impl Destination {
     fn peer_aborted(&mut self, fault: Fault) -> Vec<Action> {
         match self.stage {
             // an abort after Commit cannot be: the source gave the guest away
-            Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Vec::new(),
+            Stage::Claiming { .. } | Stage::Resuming { .. } | Stage::FindingGap { .. } | Stage::Ended => {
+                Vec::new()
+            }
             _ => {
                 self.stage = Stage::Ended;
                 vec![Action::End(End::NotReceived(fault))]
@@ -440,6 +570,8 @@ impl Destination {
     fn failed(&mut self, fault: Fault) -> Vec<Action> {
         match self.stage {
             Stage::Ended => Vec::new(),
+            // it is known already; what was under way before does not matter any more
+            Stage::Held(_) | Stage::Claiming { .. } => Vec::new(),
             // neither the link nor what the source sends now can undo a resume that is under way
             Stage::Resuming { .. } if matches!(fault.blame, Blame::Network | Blame::Peer) => Vec::new(),
             Stage::Resuming { .. } => {
@@ -447,10 +579,14 @@ impl Destination {
                 vec![Action::Send(Message::Lost(fault.clone())), Action::End(End::Lost(fault))]
             }
             // it runs; who else could not be told does not matter to it
-            Stage::FindingGap => Vec::new(),
+            Stage::FindingGap { .. } => Vec::new(),
             Stage::Ready if fault.blame == Blame::Network => {
-                self.stage = Stage::Ended;
-                vec![Action::End(End::InDoubt(fault))]
+                let fault = fault.remedy(
+                    "the source asks for it when it can; or find out whether it runs the guest, and resolve: \
+                     resume here if it certainly does not and never will, discard if it does",
+                );
+                self.stage = Stage::Held(fault.clone());
+                vec![Action::Tell(Progress::InDoubt { fault, asked: 0 })]
             }
             _ => self.give_up(fault),
         }
@@ -458,7 +594,11 @@ impl Destination {
 
     fn cancelled(&mut self, reason: Option<String>) -> Vec<Action> {
         match self.stage {
-            Stage::Resuming { .. } | Stage::FindingGap | Stage::Ended => Vec::new(),
+            Stage::Held(_)
+            | Stage::Claiming { .. }
+            | Stage::Resuming { .. }
+            | Stage::FindingGap { .. }
+            | Stage::Ended => Vec::new(),
             _ => self.give_up(Fault::cancelled(Side::Destination, self.step(), reason)),
         }
     }

@@ -17,4 +17,4 @@ pub mod switchover;
 pub use bitmap::Bitmap;
 pub use domain::Domain;
 pub use mig_wire::fault::{Blame, Fault, Side, Step};
-pub use switchover::RunPermit;
+pub use switchover::{ArbiterId, Claim, RunPermit, Word};

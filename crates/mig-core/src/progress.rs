@@ -104,8 +104,8 @@ pub enum OutcomeKind {
     Moved,
     /// The guest runs on the source, as if nothing had happened.
     StillHere,
-    /// It is not known whether the destination runs it; the source holds it paused.
-    InDoubt,
+    /// It was in doubt, and dropped here on an operator's word that the destination runs it.
+    Discarded,
 }
 
 impl OutcomeKind {
@@ -114,7 +114,7 @@ impl OutcomeKind {
         match self {
             Self::Moved => "moved",
             Self::StillHere => "still-here",
-            Self::InDoubt => "in-doubt",
+            Self::Discarded => "discarded",
         }
     }
 }
@@ -223,4 +223,17 @@ pub enum Progress {
     Running,
     /// The source lets its guest run on.
     Resumed,
+    /// Nobody here knows whether the other side runs the guest, or will. It is held, paused, until the other
+    /// side, an arbiter or an operator tells. Told once on entering, and after every question in vain.
+    InDoubt {
+        /// Why: at first how it came to this, then why the last question was in vain.
+        fault: Fault,
+        /// How often the other side was asked.
+        asked: u32,
+    },
+    /// An operator's word was not obeyed.
+    WordRefused {
+        /// Why.
+        cause: String,
+    },
 }

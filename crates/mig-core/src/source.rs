@@ -1,11 +1,13 @@
-//! The source's machine: from Hello to Moved, StillHere or InDoubt.
+//! The source's machine: from Hello to Moved, StillHere or Discarded.
 //!
 //! Invariants:
 //! - a run permit leaves it at most once: with the one `Resume` or the one `Commit` it ever issues, but for
-//!   a resume after Commit, which takes the destination's own promise that it never ran;
-//! - after `Commit` was issued nothing but that promise brings the guest back: not an error, not a cancel;
+//!   a resume after Commit;
+//! - that one takes the destination's promise that it never ran and never will (`Abort`, `Never`), the
+//!   arbiter's grant, or an operator's word: not an error, not a cancel, not silence;
 //! - every run ends in exactly one `End`.
 
+mod asking;
 mod ending;
 mod handover;
 mod opening;
@@ -15,14 +17,14 @@ use std::time::Duration;
 
 use mig_wire::describe::Description;
 use mig_wire::fault::{Blame, Fault, Side, Step};
-use mig_wire::frame::{ChunkDigests, Message};
+use mig_wire::frame::{ChunkDigests, Fate, Message};
 use mig_wire::hello::{Secret, SessionId};
 
 use crate::estimate::Estimate;
 use crate::ledger::Ledger;
 use crate::policy::Policy;
 use crate::progress::{PageCounts, Progress, Report};
-use crate::switchover::RunPermit;
+use crate::switchover::{ArbiterId, Claim, RunPermit, Word};
 
 /// What a migration is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,6 +37,8 @@ pub struct SourceConfig {
     pub verify: bool,
     /// Names this migration.
     pub session: SessionId,
+    /// Who decides in doubt, if anybody: the destination must use the same one.
+    pub arbiter: Option<ArbiterId>,
     /// The guest.
     pub description: Description,
     /// Bytes of guest memory.
@@ -91,6 +95,14 @@ pub enum Event {
         /// Why, where that is not just a wish: the guest has ended, for example.
         reason: Option<String>,
     },
+    /// The destination answers a `Query`.
+    Answered(Fate),
+    /// It does not.
+    Unanswered(Fault),
+    /// The arbiter answers a `Claim`.
+    Claimed(Claim),
+    /// An operator says what is to become of a guest in doubt; means nothing to one that is not.
+    Resolve(Word),
 }
 
 /// What to do.
@@ -131,6 +143,13 @@ pub enum Action {
     Commit(RunPermit),
     /// Run the guest here again.
     Resume(RunPermit),
+    /// Wait so long, then ask the destination on a new connection what became of the session. One at a time.
+    Query {
+        /// How long to wait.
+        after: Duration,
+    },
+    /// Ask the arbiter to decide for the source. One at a time.
+    Claim,
     /// Switch the dirty log off.
     StopTracking,
     /// Tell an observer.
@@ -165,7 +184,9 @@ enum Stage {
     Locating,
     Committed(Committed),
     AwaitingGap,
+    Asking(Asking),
     Resuming(Fault),
+    Reclaiming(Fault),
     Ended,
 }
 
@@ -213,6 +234,27 @@ struct Committed {
     since: Duration,
 }
 
+/// In doubt: committed, and the destination's word is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Asking {
+    /// How it came to this.
+    fault: Fault,
+    /// Since when the guest has been committed.
+    since: Duration,
+    /// Questions in vain.
+    asked: u32,
+    /// A question is on its way to the destination.
+    query_pending: bool,
+    /// A question is on its way to the arbiter.
+    claim_pending: bool,
+    /// The arbiter gave the guest to the destination.
+    denied: bool,
+    /// The destination has said the last it can say, and it is no help.
+    lost: bool,
+    /// An operator's `Resume` waits for the arbiter.
+    word: bool,
+}
+
 impl Source {
     /// A machine that waits for its control channel.
     pub fn new(config: SourceConfig) -> Self {
@@ -236,7 +278,17 @@ impl Source {
 
     /// Whether the destination may be running the guest, so that nothing here may.
     pub fn is_committed(&self) -> bool {
-        matches!(self.stage, Stage::Committed(_) | Stage::AwaitingGap)
+        matches!(self.stage, Stage::Committed(_) | Stage::AwaitingGap | Stage::Asking(_))
+    }
+
+    /// Whether nobody here knows if the destination runs the guest: it asks, and takes an operator's word.
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self.stage, Stage::Asking(_))
+    }
+
+    /// The destination's secret, once it has told it.
+    pub fn secret(&self) -> Secret {
+        self.ledger.secret
     }
 
     /// What the machine is doing, for faults that a driver makes.
@@ -256,8 +308,8 @@ impl Source {
             Stage::LastRound(LastRound { acknowledged: None, .. }) => Step::LastRound,
             Stage::LastRound(_) => Step::Load,
             Stage::Locating => Step::Verify,
-            Stage::Committed(_) | Stage::AwaitingGap => Step::Commit,
-            Stage::Resuming(_) | Stage::Ended => Step::Resume,
+            Stage::Committed(_) | Stage::AwaitingGap | Stage::Asking(_) => Step::Commit,
+            Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::Ended => Step::Resume,
         }
     }
 
@@ -285,14 +337,20 @@ impl Source {
             Event::Resumed => self.resumed(now),
             Event::Failed(fault) => self.failed(now, fault),
             Event::Cancelled { reason } => self.cancelled(now, reason),
+            Event::Answered(fate) => self.answered(now, fate),
+            Event::Unanswered(fault) => self.unanswered(fault),
+            Event::Claimed(claim) => self.claimed(now, claim),
+            Event::Resolve(word) => self.resolved(now, word),
         };
         (self, actions)
     }
 
     fn message(&mut self, now: Duration, message: Message) -> Vec<Action> {
-        if let Stage::Resuming(_) | Stage::Locating = self.stage {
+        match self.stage {
             // it crossed our abort on the way, or follows the destination's own end
-            return Vec::new();
+            Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::Locating => return Vec::new(),
+            Stage::Asking(_) => return self.heard_late(now, message),
+            _ => {}
         }
         match message {
             Message::Welcome(welcome) => self.welcomed(now, welcome),
@@ -313,7 +371,9 @@ impl Source {
             | Message::Digests { .. }
             | Message::Commit
             | Message::Ping(_)
-            | Message::Pong(_) => self.out_of_turn(now, "a message that only a source sends"),
+            | Message::Pong(_)
+            | Message::Query(_)
+            | Message::Outcome(_) => self.out_of_turn(now, "a message that only a source sends"),
         }
     }
 

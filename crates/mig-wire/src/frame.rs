@@ -10,7 +10,7 @@ use crate::bytes::{Reader, WireError, Writer};
 use crate::describe::{self, Description, Refusal};
 use crate::fault::Fault;
 use crate::header::{HEADER_BYTES, Header, Kind};
-use crate::hello::{Attach, Hello, Welcome};
+use crate::hello::{Attach, Hello, Query, Welcome};
 use crate::section::{self, Section};
 
 /// The most digests in one message.
@@ -40,7 +40,57 @@ pub struct ChunkDigests {
     pub pages: Vec<u64>,
 }
 
-/// A message of the control channel (`Attach` and `Attached`: the first two on a page channel).
+/// What a destination says became of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// The guest never ran there and, since the destination gave it up before it said so, never will.
+    Never,
+    /// It runs there.
+    Running {
+        /// Time spent resuming it.
+        resume: Duration,
+        /// For how long it has run.
+        running_for: Duration,
+    },
+    /// It was to run there and could not be started: nobody can promise that it did nothing.
+    Lost,
+    /// Not decided yet, or a session that this process does not know: worth asking again.
+    Unknown,
+}
+
+impl Fate {
+    fn write(self, writer: &mut Writer) {
+        match self {
+            Self::Never => {
+                writer.u8(0);
+            }
+            Self::Running { resume, running_for } => {
+                writer.u8(1);
+                write_duration(writer, resume);
+                write_duration(writer, running_for);
+            }
+            Self::Lost => {
+                writer.u8(2);
+            }
+            Self::Unknown => {
+                writer.u8(3);
+            }
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        match reader.u8()? {
+            0 => Ok(Self::Never),
+            1 => Ok(Self::Running { resume: read_duration(reader)?, running_for: read_duration(reader)? }),
+            2 => Ok(Self::Lost),
+            3 => Ok(Self::Unknown),
+            value => Err(WireError::Unknown { what: "fate", value: u64::from(value) }),
+        }
+    }
+}
+
+/// A message of the control channel, or the first two on another connection: `Attach` and `Attached` on a page
+/// channel, `Query` and `Outcome` on that of a source in doubt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Message {
     /// Source: versions, capabilities, session.
@@ -108,6 +158,10 @@ pub enum Message {
     Ping(u64),
     /// Either: yes, to the ping with this number.
     Pong(u64),
+    /// Source, on a connection of its own: what became of the session?
+    Query(Query),
+    /// Destination: this.
+    Outcome(Fate),
 }
 
 impl Message {
@@ -133,6 +187,8 @@ impl Message {
             Self::Lost(_) => Kind::Lost,
             Self::Ping(_) => Kind::Ping,
             Self::Pong(_) => Kind::Pong,
+            Self::Query(_) => Kind::Query,
+            Self::Outcome(_) => Kind::Outcome,
         }
     }
 
@@ -206,6 +262,8 @@ impl Message {
             Self::Ping(token) | Self::Pong(token) => {
                 writer.u64(*token);
             }
+            Self::Query(query) => query.write(writer),
+            Self::Outcome(fate) => fate.write(writer),
         }
     }
 
@@ -261,6 +319,8 @@ impl Message {
             Kind::Lost => Self::Lost(Fault::read(reader)?),
             Kind::Ping => Self::Ping(reader.u64()?),
             Kind::Pong => Self::Pong(reader.u64()?),
+            Kind::Query => Self::Query(Query::read(reader)?),
+            Kind::Outcome => Self::Outcome(Fate::read(reader)?),
             Kind::Pages | Kind::RoundEnd => {
                 return Err(WireError::Unknown { what: "message kind", value: kind as u64 });
             }
@@ -292,6 +352,8 @@ fn name(kind: Kind) -> &'static str {
         Kind::Lost => "lost",
         Kind::Ping => "ping",
         Kind::Pong => "pong",
+        Kind::Query => "query",
+        Kind::Outcome => "outcome",
     }
 }
 
@@ -367,6 +429,15 @@ mod tests {
         )
     }
 
+    fn fate() -> impl Strategy<Value = Fate> {
+        prop_oneof![
+            Just(Fate::Never),
+            Just(Fate::Lost),
+            Just(Fate::Unknown),
+            (duration(), duration()).prop_map(|(resume, running_for)| Fate::Running { resume, running_for }),
+        ]
+    }
+
     fn message() -> impl Strategy<Value = Message> {
         let words = |n| proptest::collection::vec(any::<u64>(), 0..n);
         let hello =
@@ -414,6 +485,9 @@ mod tests {
             fault().prop_map(Message::Lost),
             any::<u64>().prop_map(Message::Ping),
             any::<u64>().prop_map(Message::Pong),
+            (any::<[u8; 16]>(), any::<[u8; 16]>())
+                .prop_map(|(session, secret)| Message::Query(Query { session, secret })),
+            fate().prop_map(Message::Outcome),
         ]
     }
 

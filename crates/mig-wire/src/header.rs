@@ -44,11 +44,13 @@ pub enum Kind {
     Lost = 19,
     Ping = 20,
     Pong = 21,
+    Query = 22,
+    Outcome = 23,
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Hello,
         Self::Welcome,
         Self::Describe,
@@ -70,6 +72,8 @@ impl Kind {
         Self::Lost,
         Self::Ping,
         Self::Pong,
+        Self::Query,
+        Self::Outcome,
     ];
 
     fn from_wire(value: u16) -> Result<Self, WireError> {
@@ -80,7 +84,7 @@ impl Kind {
     /// The most bytes that may follow the header of such a frame: what a receiver allocates at most.
     pub fn max_body_bytes(self) -> usize {
         match self {
-            Self::Hello | Self::Welcome | Self::Attach | Self::Attached => 256,
+            Self::Hello | Self::Welcome | Self::Attach | Self::Attached | Self::Query => 256,
             Self::Describe => 1 << 20,
             Self::Refuse => 1 << 20,
             Self::State => 16 << 20,
@@ -96,7 +100,8 @@ impl Kind {
             | Self::Running
             | Self::Gap
             | Self::Ping
-            | Self::Pong => 64,
+            | Self::Pong
+            | Self::Outcome => 64,
         }
     }
 }

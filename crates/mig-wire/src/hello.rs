@@ -11,7 +11,7 @@ pub const MAX_CHANNELS: u16 = 64;
 
 /// Names a migration; chosen at random by the source.
 pub type SessionId = [u8; 16];
-/// Proves that a page channel belongs to a session; chosen at random by the destination.
+/// Proves that a connection belongs to a session; chosen at random by the destination.
 pub type Secret = [u8; 16];
 
 /// The half of a session id that stands in every header.
@@ -26,6 +26,8 @@ bitflags! {
     pub struct Capabilities: u64 {
         /// Digests of all memory are compared before Commit.
         const VERIFY = 1;
+        /// An arbiter, the same on both sides, decides who may run the guest.
+        const ARBITER = 2;
     }
 }
 
@@ -125,6 +127,28 @@ impl Attach {
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self { session: reader.id()?, secret: reader.id()?, channel: reader.u16()? })
+    }
+}
+
+/// Asks what became of a session: the first message of a source that is in doubt, on a connection of its own.
+///
+/// Asking is not harmless: a destination that has not been told to run the guest gives it up before it
+/// answers. So the secret is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Query {
+    /// The session.
+    pub session: SessionId,
+    /// The destination's secret.
+    pub secret: Secret,
+}
+
+impl Query {
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.raw(&self.session).raw(&self.secret);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        Ok(Self { session: reader.id()?, secret: reader.id()? })
     }
 }
 

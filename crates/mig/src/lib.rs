@@ -6,7 +6,8 @@
 #[macro_use]
 mod reach;
 
-pub mod cancel;
+pub mod arbiter;
+pub mod control;
 pub mod destination;
 mod digest;
 mod encoding;
@@ -22,15 +23,16 @@ pub mod source;
 mod streams;
 pub mod transport;
 
-pub use cancel::Cancel;
-pub use destination::{HeldCopy, ReceiveReport, Received, receive};
+pub use arbiter::Arbiter;
+pub use control::Control;
+pub use destination::{HeldCopy, Listener, ReceiveOptions, ReceiveReport, Received, receive};
 pub use guest::{
     BoxError, DestinationVm, DirtyTracker, Incoming, PauseCosts, RestoreState, ResumeCosts, SaveState,
     SourceVm, VmControl,
 };
 pub use memory::GuestRam;
-pub use mig_core::{Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, bitmap, domain, policy};
+pub use mig_core::{Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, Word, bitmap, domain, policy};
 pub use mig_wire::{Description, Refusal, Section, WireError, body, describe, section};
 pub use observe::Observer;
-pub use source::{InDoubt, Outcome, SourceOptions, migrate};
-pub use transport::{Address, Listener};
+pub use source::{Outcome, SourceOptions, migrate};
+pub use transport::Address;

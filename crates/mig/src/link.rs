@@ -223,11 +223,11 @@ mod tests {
     use mig_wire::section::MAX_BODY_BYTES;
 
     use super::*;
-    use crate::transport::{Address, Listener, connect};
+    use crate::transport::{Address, Ear, connect};
 
     #[test]
     fn a_peer_that_stops_reading_in_the_middle_of_a_message_is_gone_too() {
-        let listener = Listener::bind(&Address::tcp("127.0.0.1", 0)).unwrap();
+        let listener = Ear::bind(&Address::tcp("127.0.0.1", 0)).unwrap();
         let link = Link::new(connect(listener.address()).unwrap(), 7, 0);
         // connected, but nobody ever reads: the connection stays in the listener's queue
         let body = vec![0; MAX_BODY_BYTES];

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use mig::describe::Region;
-use mig::{Cancel, Description, Fault, Listener, Received, Section, receive};
+use mig::{Control, Description, Fault, Listener, ReceiveOptions, Received, Section, receive};
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
 use mig_wire::hello::{Attach, Hello, session_tag};
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
@@ -139,7 +139,9 @@ impl Source {
 fn received(speak: impl FnOnce(&mut Source)) -> Received<Model> {
     let listener = Listener::bind(&mig::Address::tcp("127.0.0.1", 0)).unwrap();
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &()));
+        let receiving = scope.spawn(|| {
+            receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &Control::new(), &())
+        });
         let mut source = Source::new(listener.address());
         speak(&mut source);
         drop(source);
@@ -227,7 +229,9 @@ fn a_commit_before_the_state_is_refused() {
 fn a_source_that_lives_but_never_goes_on_is_given_up_with_a_promise() {
     let listener = Listener::bind(&mig::Address::tcp("127.0.0.1", 0)).unwrap();
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &()));
+        let receiving = scope.spawn(|| {
+            receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &Control::new(), &())
+        });
         let mut control = Peer::connect(listener.address());
         control.say(&hello());
         assert!(matches!(control.hear(), Some(Message::Welcome(_))));

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use mig::observe::{OutcomeKind, Progress, Verification};
 use mig::policy::{OnStall, Policy, StopReason};
 use mig::{
-    Address, Blame, Cancel, Listener, Observer, Outcome, Received, Side, SourceOptions, Step, migrate,
-    receive,
+    Address, Blame, Control, Listener, Observer, Outcome, ReceiveOptions, Received, Side, SourceOptions,
+    Step, Word, migrate, receive,
 };
 use model::{Flaw, Host, Model};
 
@@ -24,7 +24,7 @@ type Moment = fn(&Progress) -> bool;
 #[derive(Default)]
 struct Notebook {
     progress: Mutex<Vec<Progress>>,
-    cancel_when: Option<(Cancel, Moment)>,
+    cancel_when: Option<(Control, Moment)>,
 }
 
 impl Observer for Notebook {
@@ -51,12 +51,13 @@ fn move_between(
     vm: Model,
     mut host: Host,
     options: &SourceOptions,
-    cancel: &Cancel,
+    cancel: &Control,
     observer: &dyn Observer,
 ) -> (Outcome<Model>, Received<Model>) {
-    let (listener, hang_up) = (listener(), Cancel::new());
+    let (listener, hang_up) = (listener(), Control::new());
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(&listener, &mut host, &hang_up, &()));
+        let receiving =
+            scope.spawn(|| receive(&listener, &mut host, &ReceiveOptions::default(), &hang_up, &()));
         let outcome = migrate(vm, listener.address(), options, cancel, observer);
         // a receiver that the source never reached would listen on
         let patience = Instant::now() + Duration::from_secs(10);
@@ -82,7 +83,7 @@ fn assert_still_here(outcome: Outcome<Model>, step: Step, words: &str) -> Model 
 fn name(outcome: &Outcome<Model>) -> String {
     match outcome {
         Outcome::Moved(report) | Outcome::StillHere { report, .. } => format!("{report:?}"),
-        Outcome::InDoubt(doubt) => format!("{:?}", doubt.report()),
+        Outcome::Discarded(report) => format!("{report:?}"),
     }
 }
 
@@ -92,7 +93,7 @@ fn a_writing_guest_moves_and_every_digest_agrees() {
         let vm = Model::running(6000, BUSY, Flaw::None);
         let notebook = Notebook::default();
         let options = SourceOptions { channels, ..verified() };
-        let (outcome, received) = move_between(vm, Host::default(), &options, &Cancel::new(), &notebook);
+        let (outcome, received) = move_between(vm, Host::default(), &options, &Control::new(), &notebook);
         let Outcome::Moved(report) = outcome else { panic!("{}", name(&outcome)) };
         let Received::Running { vm, report: receipt } = received else { panic!("not running") };
         assert!(vm.makes_progress(), "the guest goes on at the destination");
@@ -118,7 +119,7 @@ fn a_writing_guest_moves_and_every_digest_agrees() {
 #[test]
 fn a_page_that_the_dirty_log_lost_is_named_and_the_guest_stays() {
     let vm = Model::running(2000, Duration::ZERO, Flaw::ForgetsPage(1));
-    let (outcome, received) = move_between(vm, Host::default(), &verified(), &Cancel::new(), &());
+    let (outcome, received) = move_between(vm, Host::default(), &verified(), &Control::new(), &());
     let Outcome::StillHere { report, .. } = &outcome else { panic!("{}", name(&outcome)) };
     assert_eq!(report.verification, Verification::Mismatch { guest_addresses: vec![4096] });
     assert_still_here(outcome, Step::Verify, "0x1000");
@@ -128,7 +129,7 @@ fn a_page_that_the_dirty_log_lost_is_named_and_the_guest_stays() {
 #[test]
 fn a_guest_moves_at_the_second_attempt_after_the_first_was_cancelled_in_a_round() {
     let vm = Model::running(20_000, BUSY, Flaw::None);
-    let cancel = Cancel::new();
+    let cancel = Control::new();
     let notebook = Notebook {
         cancel_when: Some((cancel.clone(), |p| matches!(p, Progress::Round(_)))),
         ..Notebook::default()
@@ -138,14 +139,14 @@ fn a_guest_moves_at_the_second_attempt_after_the_first_was_cancelled_in_a_round(
     assert_eq!(report.fault.unwrap().cause, "cancelled");
     assert!(!vm.is_tracked() && vm.makes_progress());
     assert!(matches!(received, Received::NotReceived(fault) if fault.cause == "cancelled"));
-    let (outcome, _received) = move_between(vm, Host::default(), &verified(), &Cancel::new(), &());
+    let (outcome, _received) = move_between(vm, Host::default(), &verified(), &Control::new(), &());
     assert!(matches!(outcome, Outcome::Moved(_)), "{}", name(&outcome));
 }
 
 #[test]
 fn a_cancel_in_the_pause_lets_the_guest_run_on() {
     let vm = Model::running(2000, BUSY, Flaw::None);
-    let cancel = Cancel::new();
+    let cancel = Control::new();
     let notebook = Notebook {
         cancel_when: Some((cancel.clone(), |p| matches!(p, Progress::Paused))),
         ..Notebook::default()
@@ -162,7 +163,7 @@ fn a_cancel_in_the_pause_lets_the_guest_run_on() {
 fn a_refused_guest_stays_and_every_reason_is_given() {
     let vm = Model::running(2000, BUSY, Flaw::None);
     let host = Host { max_bytes: Some(1 << 20), ..Host::default() };
-    let (outcome, _) = move_between(vm, host, &SourceOptions::default(), &Cancel::new(), &());
+    let (outcome, _) = move_between(vm, host, &SourceOptions::default(), &Control::new(), &());
     let words = "memory: 8192000 bytes needed, 1048576 free; colour: blue is not green; free some memory";
     assert_still_here(outcome, Step::Prepare, words);
 }
@@ -171,25 +172,49 @@ fn a_refused_guest_stays_and_every_reason_is_given() {
 fn a_failure_of_either_side_before_commit_leaves_the_guest_here() {
     for (flaw, step) in [(Flaw::FailsToPause, Step::Pause), (Flaw::FailsToSave, Step::Save)] {
         let vm = Model::running(2000, BUSY, flaw);
-        let (outcome, _) = move_between(vm, Host::default(), &SourceOptions::default(), &Cancel::new(), &());
+        let (outcome, _) = move_between(vm, Host::default(), &SourceOptions::default(), &Control::new(), &());
         assert_still_here(outcome, step, "source");
     }
     let vm = Model::running(2000, BUSY, Flaw::None);
     let host = Host { flaw: Flaw::FailsToRestore, ..Host::default() };
-    let (outcome, _) = move_between(vm, host, &SourceOptions::default(), &Cancel::new(), &());
+    let (outcome, _) = move_between(vm, host, &SourceOptions::default(), &Control::new(), &());
     assert_still_here(outcome, Step::Load, "destination, load: a register cannot be written");
 }
 
 #[test]
 fn a_destination_that_cannot_start_the_committed_guest_leaves_it_in_doubt_until_somebody_decides() {
-    let vm = Model::running(2000, BUSY, Flaw::None);
-    let host = Host { flaw: Flaw::FailsToResume, ..Host::default() };
-    let (outcome, received) = move_between(vm, host, &SourceOptions::default(), &Cancel::new(), &());
-    let Outcome::InDoubt(doubt) = outcome else { panic!("{}", name(&outcome)) };
-    assert!(matches!(received, Received::Lost(_)));
-    assert_eq!(doubt.report().outcome, OutcomeKind::InDoubt);
-    let vm = doubt.resume().map_err(|b| b.1).unwrap();
-    assert!(vm.makes_progress() && !vm.is_tracked());
+    for word in [Word::Resume, Word::Discard] {
+        let vm = Model::running(2000, BUSY, Flaw::None);
+        let host = Host { flaw: Flaw::FailsToResume, ..Host::default() };
+        let control = Control::new();
+        let decides = Deciding { control: control.clone(), word };
+        let (outcome, received) = move_between(vm, host, &SourceOptions::default(), &control, &decides);
+        assert!(matches!(received, Received::Lost(_)));
+        match (word, outcome) {
+            (Word::Resume, Outcome::StillHere { vm, report }) => {
+                assert!(vm.makes_progress() && !vm.is_tracked());
+                assert!(report.fault.unwrap().remedy.contains("operator"));
+            }
+            (Word::Discard, Outcome::Discarded(report)) => {
+                assert_eq!(report.outcome, OutcomeKind::Discarded);
+            }
+            (_, outcome) => panic!("{word:?}: {}", name(&outcome)),
+        }
+    }
+}
+
+/// An operator who decides as soon as there is doubt.
+struct Deciding {
+    control: Control,
+    word: Word,
+}
+
+impl Observer for Deciding {
+    fn progress(&self, progress: &Progress) {
+        if matches!(progress, Progress::InDoubt { .. }) {
+            self.control.resolve(self.word);
+        }
+    }
 }
 
 #[test]
@@ -203,7 +228,7 @@ fn a_guest_that_dirties_all_that_is_sent_stays_if_stalls_abort() {
         ..Policy::default()
     };
     let options = SourceOptions { policy, ..SourceOptions::default() };
-    let (outcome, _) = move_between(vm, Host::default(), &options, &Cancel::new(), &());
+    let (outcome, _) = move_between(vm, Host::default(), &options, &Control::new(), &());
     let Outcome::StillHere { vm, report } = outcome else { panic!("{}", name(&outcome)) };
     assert!(matches!(report.stop_reason, Some(StopReason::RoundLimit | StopReason::NoProgress)));
     assert!(report.fault.unwrap().to_string().contains("did not converge"));
@@ -214,11 +239,11 @@ fn a_guest_that_dirties_all_that_is_sent_stays_if_stalls_abort() {
 fn a_name_that_does_not_resolve_and_a_port_where_nobody_listens_are_told_apart() {
     let unresolved = Address::tcp("no-such-host.invalid", 1);
     let vm = Model::running(2000, BUSY, Flaw::None);
-    let outcome = migrate(vm, &unresolved, &SourceOptions::default(), &Cancel::new(), &());
+    let outcome = migrate(vm, &unresolved, &SourceOptions::default(), &Control::new(), &());
     let vm = assert_still_here(outcome, Step::Connect, "cannot resolve tcp:no-such-host.invalid:1");
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let outcome =
-        migrate(vm, &Address::tcp("127.0.0.1", closed), &SourceOptions::default(), &Cancel::new(), &());
+        migrate(vm, &Address::tcp("127.0.0.1", closed), &SourceOptions::default(), &Control::new(), &());
     let Outcome::StillHere { report, .. } = &outcome else { panic!("{}", name(&outcome)) };
     assert_eq!(report.fault.as_ref().unwrap().blame, Blame::Network);
     assert_still_here(outcome, Step::Connect, "start mig-recv there");
@@ -234,7 +259,7 @@ fn a_peer_that_speaks_http_is_recognised() {
         socket
     });
     let vm = Model::running(2000, BUSY, Flaw::None);
-    let outcome = migrate(vm, &address, &SourceOptions::default(), &Cancel::new(), &());
+    let outcome = migrate(vm, &address, &SourceOptions::default(), &Control::new(), &());
     drop(server.join().unwrap());
     assert_still_here(outcome, Step::Handshake, "not this protocol: the peer sent HTTP/1.1 400 Bad Request");
 }
@@ -245,13 +270,15 @@ fn a_receiver_turns_strangers_away_and_then_takes_a_guest() {
     let port: u16 = listener.address().to_string().rsplit(':').next().unwrap().parse().unwrap();
     let notebook = Notebook::default();
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(&listener, &mut Host::default(), &Cancel::new(), &notebook));
+        let receiving = scope.spawn(|| {
+            receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &Control::new(), &notebook)
+        });
         let mut curl = TcpStream::connect(("127.0.0.1", port)).unwrap();
         curl.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n").unwrap();
         let _silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
         drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
         let vm = Model::running(2000, BUSY, Flaw::None);
-        let outcome = migrate(vm, listener.address(), &verified(), &Cancel::new(), &());
+        let outcome = migrate(vm, listener.address(), &verified(), &Control::new(), &());
         assert!(matches!(outcome, Outcome::Moved(_)), "{}", name(&outcome));
         assert!(matches!(receiving.join().unwrap(), Received::Running { .. }));
     });
@@ -266,9 +293,9 @@ fn a_receiver_turns_strangers_away_and_then_takes_a_guest() {
 fn a_second_source_is_told_that_the_receiver_is_busy() {
     let listener = listener();
     let slow = &mut Host { flaw: Flaw::SlowRestore(Duration::from_millis(1500)), ..Host::default() };
-    let paused = Cancel::new();
+    let paused = Control::new();
     std::thread::scope(|scope| {
-        scope.spawn(|| receive(&listener, slow, &Cancel::new(), &()));
+        scope.spawn(|| receive(&listener, slow, &ReceiveOptions::default(), &Control::new(), &()));
         let first = scope.spawn(|| {
             let vm = Model::running(2000, BUSY, Flaw::None);
             // tells the second one when to come
@@ -276,13 +303,13 @@ fn a_second_source_is_told_that_the_receiver_is_busy() {
                 cancel_when: Some((paused.clone(), |p| matches!(p, Progress::Paused))),
                 ..Notebook::default()
             };
-            migrate(vm, listener.address(), &SourceOptions::default(), &Cancel::new(), &notebook)
+            migrate(vm, listener.address(), &SourceOptions::default(), &Control::new(), &notebook)
         });
         while !paused.is_cancelled() {
             std::thread::sleep(Duration::from_millis(1));
         }
         let vm = Model::running(2000, BUSY, Flaw::None);
-        let second = migrate(vm, listener.address(), &SourceOptions::default(), &Cancel::new(), &());
+        let second = migrate(vm, listener.address(), &SourceOptions::default(), &Control::new(), &());
         assert_still_here(second, Step::Handshake, "busy: another guest is being received");
         assert!(matches!(first.join().unwrap(), Outcome::Moved(_)));
     });
@@ -290,9 +317,9 @@ fn a_second_source_is_told_that_the_receiver_is_busy() {
 
 #[test]
 fn a_receiver_that_is_cancelled_while_it_waits_returns() {
-    let (listener, cancel) = (listener(), Cancel::new());
+    let (listener, cancel) = (listener(), Control::new());
     cancel.cancel();
-    let received = receive(&listener, &mut Host::default(), &cancel, &());
+    let received = receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &cancel, &());
     assert!(matches!(received, Received::NotReceived(fault) if fault.side == Side::Destination));
 }
 
@@ -304,15 +331,17 @@ fn an_observer_that_panics_ends_the_migration_and_does_not_hang_it() {
             assert!(!matches!(progress, Progress::Paused), "on purpose");
         }
     }
-    let (listener, hang_up) = (listener(), Cancel::new());
+    let (listener, hang_up) = (listener(), Control::new());
     let address = listener.address().clone();
     let receiving = {
         let hang_up = hang_up.clone();
-        std::thread::spawn(move || receive(&listener, &mut Host::default(), &hang_up, &()))
+        std::thread::spawn(move || {
+            receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &hang_up, &())
+        })
     };
     let sending = std::thread::spawn(move || {
         let vm = Model::running(500, BUSY, Flaw::None);
-        migrate(vm, &address, &SourceOptions::default(), &Cancel::new(), &Panics)
+        migrate(vm, &address, &SourceOptions::default(), &Control::new(), &Panics)
     });
     let patience = Instant::now() + Duration::from_secs(60);
     while !(sending.is_finished() && receiving.is_finished()) {

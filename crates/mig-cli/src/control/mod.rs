@@ -185,7 +185,8 @@ impl Migrate {
         if !(1..=64).contains(&channels) {
             return Err(wrong(format!("channels is {channels}"), "give 1 to 64"));
         }
-        let engine = SourceOptions { policy, channels, verify: self.verify.unwrap_or(defaults.verify) };
+        let verify = self.verify.unwrap_or(defaults.verify);
+        let engine = SourceOptions { policy, channels, verify, arbiter: None };
         let guest_time = self.guest_time.map(Into::into).unwrap_or_default();
         Ok((to, Settings { engine, guest_time }))
     }

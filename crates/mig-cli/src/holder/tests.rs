@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::event::examples;
-use mig::BoxError;
+use mig::{BoxError, Word};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -68,14 +68,27 @@ impl Machine for Fake {
         self.seen.lock().unwrap().push("check");
         Ok("all right".into())
     }
-    fn migrate(self, _: &Address, _: &Settings, cancel: &Cancel, observer: &dyn Observer) -> Moving<Self> {
+    fn migrate(self, _: &Address, _: &Settings, control: &Control, observer: &dyn Observer) -> Moving<Self> {
         observer.progress(&mig::observe::Progress::Accepted);
         match self.endings.recv().unwrap() {
             Ending::Moved => Moving::Moved(examples::moved()),
             Ending::StillHere => Moving::StillHere { machine: self, report: examples::refused() },
-            Ending::InDoubt => Moving::InDoubt { held: Box::new(self), report: examples::refused() },
+            Ending::InDoubt => {
+                let fault = examples::refused().fault.unwrap();
+                observer.progress(&mig::observe::Progress::InDoubt { fault, asked: 0 });
+                loop {
+                    match control.word() {
+                        Some(Word::Discard) => return Moving::Discarded(examples::refused()),
+                        Some(Word::Resume) => {
+                            self.seen.lock().unwrap().push("resume");
+                            return Moving::StillHere { machine: self, report: examples::refused() };
+                        }
+                        None => thread::yield_now(),
+                    }
+                }
+            }
             Ending::Hang => {
-                while !cancel.is_cancelled() {
+                while !control.is_cancelled() {
                     thread::yield_now();
                 }
                 Moving::StillHere { machine: self, report: examples::refused() }
@@ -87,13 +100,6 @@ impl Machine for Fake {
     }
 }
 
-impl Held<Fake> for Fake {
-    fn resume(self: Box<Self>) -> Result<Fake, (Box<dyn Held<Fake>>, BoxError)> {
-        self.seen.lock().unwrap().push("resume");
-        Ok(*self)
-    }
-}
-
 struct Stage {
     holder: Arc<Holder<Fake>>,
     endings: Sender<Ending>,
@@ -102,6 +108,12 @@ struct Stage {
 }
 
 impl Stage {
+    fn wait_for(&self, state: &str) {
+        while self.state() != state {
+            thread::yield_now();
+        }
+    }
+
     fn fake() -> (Fake, Sender<Ending>, Arc<Mutex<Vec<&'static str>>>) {
         let (endings, receiver) = channel();
         let seen = Arc::<Mutex<Vec<_>>>::default();
@@ -143,18 +155,25 @@ fn a_guest_that_stays_can_be_moved_again_and_one_that_moved_ends_the_holder() {
 #[test]
 fn a_guest_in_doubt_is_resumed_or_dropped_on_the_operators_word_only() {
     let stage = Stage::running();
-    stage.migrate(Ending::InDoubt).unwrap_err();
-    assert_eq!(stage.state(), "in-doubt");
-    assert!(stage.migrate(Ending::Moved).is_err() && stage.holder.pause().is_err());
-    assert!(stage.holder.check().is_err() && stage.holder.cancel().is_err());
-    assert_eq!(stage.holder.interrupt(), Interrupted::Handled);
-    assert_eq!(stage.state(), "in-doubt", "one Ctrl-C warns");
-    stage.holder.resume().unwrap();
+    thread::scope(|scope| {
+        let migration = scope.spawn(|| stage.migrate(Ending::InDoubt));
+        stage.wait_for("in-doubt");
+        assert!(stage.migrate(Ending::Moved).is_err() && stage.holder.pause().is_err());
+        assert!(stage.holder.check().is_err() && stage.holder.cancel().is_err());
+        assert_eq!(stage.holder.interrupt(), Interrupted::Handled);
+        assert_eq!(stage.state(), "in-doubt", "one Ctrl-C warns");
+        stage.holder.resume().unwrap();
+        assert!(migration.join().unwrap().is_err());
+    });
     assert_eq!((stage.state().as_str(), stage.seen()), ("running", vec!["resume"]));
     let stage = Stage::running();
-    stage.migrate(Ending::InDoubt).unwrap_err();
-    stage.holder.interrupt();
-    stage.holder.interrupt();
+    thread::scope(|scope| {
+        let migration = scope.spawn(|| stage.migrate(Ending::InDoubt));
+        stage.wait_for("in-doubt");
+        stage.holder.interrupt();
+        stage.holder.interrupt();
+        assert!(migration.join().unwrap().is_err());
+    });
     assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: true });
 }
 
@@ -169,9 +188,12 @@ fn a_quit_that_comes_before_the_doubt_does_not_drop_the_guest() {
         }
         stage.holder.quit().unwrap();
         stage.endings.send(Ending::InDoubt).unwrap();
+        stage.wait_for("in-doubt");
+        assert!(stage.seen().is_empty());
+        stage.holder.quit().unwrap();
         assert!(migration.join().unwrap());
     });
-    assert_eq!(stage.state(), "in-doubt");
+    assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: true });
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! Every other end: a mismatch, an abort, a failure, a cancel; before Commit the guest stays, after it there is doubt.
+//! Every other end: a mismatch, an abort, a failure, a cancel. Before Commit the guest stays, after it there is
+//! doubt.
 
 use std::time::Duration;
 
 use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{ChunkDigests, Message};
 
-use super::{Action, Source, Stage};
+use super::{Action, Committed, Source, Stage};
 use crate::progress::{OutcomeKind, Progress, Report, Verification};
 use crate::switchover::RunPermit;
 
@@ -36,21 +37,23 @@ impl Source {
     pub(super) fn peer_aborted(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         match self.stage {
             // after Commit too: its promise that it never ran and never will
-            Stage::Ended | Stage::Resuming(_) | Stage::AwaitingGap => Vec::new(),
+            Stage::Ended | Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::AwaitingGap => Vec::new(),
             _ => self.give_up(now, fault, false),
         }
     }
 
     pub(super) fn peer_lost(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         match self.stage {
-            Stage::Committed(_) => self.in_doubt(now, fault),
+            Stage::Committed(_) => self.lost(now, fault),
             _ => self.out_of_turn(now, "lost"),
         }
     }
 
     pub(super) fn failed(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         match &self.stage {
-            Stage::Committed(_) => self.in_doubt(now, fault),
+            Stage::Committed(Committed { since }) => self.in_doubt(fault, *since),
+            // it is known already; what was under way before does not matter any more
+            Stage::Asking(_) => Vec::new(),
             // the destination said that it runs; only the gap stays unknown
             Stage::AwaitingGap => self.moved(now),
             // only the resume itself can still fail: link and peer do not matter any more, nor does what
@@ -58,7 +61,7 @@ impl Source {
             Stage::Resuming(_) if fault.blame == Blame::Local && fault.step == Step::Resume => {
                 self.still_here(now, fault)
             }
-            Stage::Resuming(_) | Stage::Ended => Vec::new(),
+            Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::Ended => Vec::new(),
             // the destination hangs up after its Mismatch; which pages is worth knowing all the same
             Stage::Locating if matches!(fault.blame, Blame::Network | Blame::Peer) => Vec::new(),
             Stage::Locating => self.located(now, Vec::new()),
@@ -72,7 +75,9 @@ impl Source {
             Stage::Locating
             | Stage::Committed(_)
             | Stage::AwaitingGap
+            | Stage::Asking(_)
             | Stage::Resuming(_)
+            | Stage::Reclaiming(_)
             | Stage::Ended => Vec::new(),
             _ => {
                 let fault = Fault::cancelled(Side::Source, self.step(), reason);
@@ -99,26 +104,21 @@ impl Source {
         let Stage::Resuming(fault) = &self.stage else { return Vec::new() };
         let fault = fault.clone();
         let mut actions = vec![Action::Tell(Progress::Resumed)];
-        actions.extend(self.still_here(now, fault));
+        if self.config.arbiter.is_some() {
+            // the destination may hold a complete copy: nobody must be able to run that by mistake
+            self.stage = Stage::Reclaiming(fault);
+            actions.push(Action::Claim);
+        } else {
+            actions.extend(self.still_here(now, fault));
+        }
         actions
     }
 
-    fn still_here(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
+    pub(super) fn still_here(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         self.stage = Stage::Ended;
         let report = self.report(now, OutcomeKind::StillHere, Some(fault));
         let stop = self.ledger.tracking.then_some(Action::StopTracking);
         stop.into_iter().chain([Action::End(Box::new(report))]).collect()
-    }
-
-    fn in_doubt(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
-        self.stage = Stage::Ended;
-        let fault = Fault {
-            remedy: "find out whether the destination runs the guest: resume it here only if it does not"
-                .into(),
-            ..fault
-        };
-        let report = self.report(now, OutcomeKind::InDoubt, Some(fault));
-        vec![Action::StopTracking, Action::End(Box::new(report))]
     }
 
     pub(super) fn report(&self, now: Duration, outcome: OutcomeKind, fault: Option<Fault>) -> Report {

@@ -59,11 +59,15 @@ impl Source {
         let Stage::Committed(Committed { since }) = self.stage else {
             return self.out_of_turn(now, "running");
         };
-        let passed = now.saturating_sub(since);
-        self.ledger.downtime.resume = resume.min(passed);
-        self.ledger.downtime.commit = passed.saturating_sub(resume);
+        self.note_running(now.saturating_sub(since), resume);
         self.stage = Stage::AwaitingGap;
         vec![Action::Tell(Progress::Running), Action::StopTracking]
+    }
+
+    /// `passed` is what lies between Commit and the guest running.
+    pub(super) fn note_running(&mut self, passed: Duration, resume: Duration) {
+        self.ledger.downtime.resume = resume.min(passed);
+        self.ledger.downtime.commit = passed.saturating_sub(resume);
     }
 
     pub(super) fn gap(&mut self, now: Duration, gap: Option<Duration>) -> Vec<Action> {

@@ -6,16 +6,18 @@ use mig_wire::describe::Refusal;
 use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{DestinationCosts, Message};
 use mig_wire::hello::{Capabilities, Hello, VERSIONS, Welcome};
+use mig_wire::section::Section;
 
 use super::{Action, Source, Stage};
 use crate::progress::Progress;
+use crate::switchover::ARBITER_SECTION;
 
 impl Source {
     pub(super) fn connected(&mut self, now: Duration) -> Vec<Action> {
         let Stage::Connecting = self.stage else { return self.out_of_turn(now, "connected") };
         self.ledger.began = Some(now);
         self.stage = Stage::Greeting;
-        let required = if self.config.verify { Capabilities::VERIFY.bits() } else { 0 };
+        let required = self.required().bits();
         vec![Action::Send(Message::Hello(Hello {
             version_min: *VERSIONS.start(),
             version_max: *VERSIONS.end(),
@@ -26,22 +28,36 @@ impl Source {
         }))]
     }
 
+    fn required(&self) -> Capabilities {
+        let mut required = Capabilities::empty();
+        required.set(Capabilities::VERIFY, self.config.verify);
+        required.set(Capabilities::ARBITER, self.config.arbiter.is_some());
+        required
+    }
+
     pub(super) fn welcomed(&mut self, now: Duration, welcome: Welcome) -> Vec<Action> {
         let Stage::Greeting = self.stage else { return self.out_of_turn(now, "welcome") };
-        let required = if self.config.verify { Capabilities::VERIFY.bits() } else { 0 };
         if !VERSIONS.contains(&welcome.version)
             || welcome.channels == 0
             || welcome.channels > self.config.channels
-            || welcome.capabilities != required
+            || welcome.capabilities != self.required().bits()
         {
             return self.out_of_turn(now, "a welcome to something that was not offered");
         }
         self.stage = Stage::Describing;
         self.ledger.channels = welcome.channels;
         self.ledger.secret = welcome.secret;
+        let mut description = self.config.description.clone();
+        description.platform.extend(self.config.arbiter.map(|arbiter| Section {
+            name: ARBITER_SECTION.into(),
+            instance: 0,
+            version: 1,
+            critical: true,
+            body: arbiter.to_vec(),
+        }));
         vec![
             Action::Tell(Progress::Connected { version: welcome.version, channels: welcome.channels }),
-            Action::Send(Message::Describe(Box::new(self.config.description.clone()))),
+            Action::Send(Message::Describe(Box::new(description))),
         ]
     }
 

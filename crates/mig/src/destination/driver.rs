@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -12,16 +11,18 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crossbeam::select;
 use mig_core::destination::{Action, Destination, End, Event};
 use mig_core::progress::{PageCounts, Progress};
-use mig_core::{Blame, Fault, Side, Step};
+use mig_core::{Blame, Claim, Fault, Side, Step};
 use mig_wire::describe::Refusal;
 use mig_wire::frame::{ChunkDigests, DestinationCosts, MAX_MISMATCHES};
-use mig_wire::hello::{Attach, Hello, MAX_CHANNELS, Secret, session_tag};
+use mig_wire::hello::{Attach, Hello, MAX_CHANNELS, Query, session_tag};
 use mig_wire::{Description, Message};
 
-use super::listen::{self, Arrival};
+use super::fates::{Known, same};
+use super::listen::{Arrival, Desk, Listener, tell};
 use super::worker::{Filled, Worker, local};
-use super::{HeldCopy, ReceiveReport, Received};
-use crate::cancel::Cancel;
+use super::{HeldCopy, ReceiveOptions, ReceiveReport, Received};
+use crate::arbiter::{self, Arbiter};
+use crate::control::{Control, Order};
 use crate::digest;
 use crate::guest::{DestinationVm, Incoming, RestoreState};
 use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE};
@@ -30,10 +31,13 @@ use crate::observe::Observer;
 use crate::patience;
 use crate::random;
 use crate::streams::Streams;
-use crate::transport::{Listener, Stream};
+use crate::transport::Stream;
 
 const NOTES: usize = 256;
-const ARRIVALS: usize = 16;
+/// Sources that are refused because another's guest is being received, and kept until they have read it.
+const MAX_REFUSED: usize = 16;
+/// Orders that wait for a coordinator which is busy; one more is dropped, and may be given again.
+const ORDERS: usize = 64;
 /// How long the guest may take to show a sign of life before the gap it felt counts as unknown.
 const GAP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the peer may take to close after the last word.
@@ -61,39 +65,29 @@ pub(super) enum Note {
 pub(super) fn run<I: Incoming>(
     listener: &Listener,
     incoming: &mut I,
-    cancel: &Cancel,
+    options: &ReceiveOptions,
+    control: &Control,
     observer: &dyn Observer,
 ) -> Received<I::Vm> {
-    let stop = AtomicBool::new(false);
+    let desk = listener.desk();
     let streams = Arc::new(Streams::default());
-    let (arrived, arrivals) = channel::bounded(ARRIVALS);
-    let (cancelled_tx, cancelled) = channel::bounded(1);
-    let _hook = cancel.on_cancel(move |reason| {
-        // one word is enough
-        let _ = cancelled_tx.try_send(reason);
+    let (order, orders) = channel::bounded(ORDERS);
+    let _hook = control.on_order(move |given| {
+        let _ = order.try_send(given);
     });
-    std::thread::scope(|scope| {
-        // dropped when an embedder's code panics, too
-        let _stopping = StopListening(&stop);
-        scope.spawn(|| listen::run(listener, &stop, &arrived));
-        match await_source(&arrivals, &cancelled, observer) {
-            Ok((stream, hello)) => {
-                Driver::new(scope, incoming, observer, &arrivals, &cancelled, streams, stream, &hello)
-                    .and_then(|driver| driver.drive(hello))
-                    .unwrap_or_else(Received::NotReceived)
-            }
-            Err(fault) => Received::NotReceived(fault),
+    desk.open();
+    let received = std::thread::scope(|scope| match await_source(desk.arrivals(), &orders, observer) {
+        Ok((stream, hello)) => {
+            Driver::new(scope, incoming, options, observer, desk, &orders, streams, stream, &hello)
+                .and_then(|driver| driver.drive(hello))
+                .unwrap_or_else(Received::NotReceived)
         }
-    })
-}
-
-/// Ends the listening thread when it is dropped.
-struct StopListening<'a>(&'a AtomicBool);
-
-impl Drop for StopListening<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        Err(fault) => Received::NotReceived(fault),
+    });
+    if !matches!(received, Received::NotReceived(_)) {
+        desk.clear();
     }
+    received
 }
 
 /// Closes every stream when it is dropped, which ends every thread that waits for one.
@@ -111,7 +105,7 @@ impl Drop for HangUp {
 
 fn await_source(
     arrivals: &Receiver<Arrival>,
-    cancelled: &Receiver<Option<String>>,
+    orders: &Receiver<Order>,
     observer: &dyn Observer,
 ) -> Result<(Stream, Hello), Fault> {
     loop {
@@ -121,12 +115,18 @@ fn await_source(
                 Ok(Arrival::Attach(stream, _)) => {
                     turn_away(observer, stream.peer(), "a page channel of a session that is not here");
                 }
+                // its receive has just ended: it is known when it asks again
+                Ok(Arrival::Query(..)) => {}
                 Ok(Arrival::Stranger { peer, cause }) => turn_away(observer, peer, &cause),
                 Ok(Arrival::Deaf(error)) => return Err(local(Step::Connect, error)),
                 Err(_) => return Err(local(Step::Connect, "the listening thread ended")),
             },
-            recv(cancelled) -> reason => {
-                return Err(Fault::cancelled(Side::Destination, Step::Connect, reason.unwrap_or_default()));
+            recv(orders) -> order => match order {
+                Ok(Order::Cancel(reason)) => {
+                    return Err(Fault::cancelled(Side::Destination, Step::Connect, reason));
+                }
+                Ok(Order::Resolve(_)) => {}
+                Err(_) => return Err(local(Step::Connect, "nobody can cancel it any more")),
             }
         }
     }
@@ -140,12 +140,19 @@ struct Driver<'s, 'e, 'a, I: Incoming> {
     scope: &'s Scope<'s, 'e>,
     incoming: &'a mut I,
     observer: &'a dyn Observer,
-    arrivals: &'a Receiver<Arrival>,
-    cancelled: &'a Receiver<Option<String>>,
+    arbiter: Option<&'a dyn Arbiter>,
+    desk: &'a Desk,
+    orders: &'a Receiver<Order>,
     streams: Arc<Streams>,
     link: Arc<Link>,
-    session: [u8; 16],
-    secret: Secret,
+    /// The session and its secret: what a source in doubt asks with.
+    session: Query,
+    /// Whether the source may come to doubt: it was told Ready.
+    was_ready: bool,
+    /// When the guest was resumed.
+    resumed_at: Option<Instant>,
+    /// A source in doubt that waits for its answer.
+    asker: Option<Stream>,
     notes: Receiver<Note>,
     note: Sender<Note>,
     /// Dropped to end the watching thread.
@@ -178,9 +185,10 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
     fn new(
         scope: &'s Scope<'s, 'e>,
         incoming: &'a mut I,
+        options: &'a ReceiveOptions,
         observer: &'a dyn Observer,
-        arrivals: &'a Receiver<Arrival>,
-        cancelled: &'a Receiver<Option<String>>,
+        desk: &'a Desk,
+        orders: &'a Receiver<Order>,
         streams: Arc<Streams>,
         stream: Stream,
         hello: &Hello,
@@ -208,19 +216,26 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             scope,
             incoming,
             observer,
-            arrivals,
-            cancelled,
+            arbiter: options.arbiter.as_deref(),
+            desk,
+            orders,
             streams,
             link,
-            session: hello.session,
-            secret,
+            session: Query { session: hello.session, secret },
+            was_ready: false,
+            resumed_at: None,
+            asker: None,
             notes,
             note,
             _watch: watch,
             _hang_up: hang_up,
             deadline: None,
             clock: Instant::now(),
-            machine: Some(Destination::new(secret, MAX_CHANNELS)),
+            machine: Some(Destination::new(
+                secret,
+                MAX_CHANNELS,
+                options.arbiter.as_ref().map(|arbiter| arbiter.identity()),
+            )),
             guest: None,
             attached: Vec::new(),
             pages: PageCounts::default(),
@@ -235,17 +250,42 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         self.feed(Event::Message(Message::Hello(hello)));
         loop {
             if let Some(end) = self.end.take() {
+                self.note_fate(&end);
                 self.farewell();
                 return self.received(end);
             }
             let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
-                recv(self.arrivals) -> arrival => self.arrived(arrival.ok()),
-                recv(self.cancelled) -> reason => self.feed(Event::Cancelled { reason: reason.unwrap_or_default() }),
-                recv(late) -> _ => self.feed(Event::Failed(patience::too_late(Side::Destination, self.step()))),
+                recv(self.desk.arrivals()) -> arrival => self.arrived(arrival.ok()),
+                recv(self.orders) -> order => match order {
+                    Ok(Order::Cancel(reason)) => self.feed(Event::Cancelled { reason }),
+                    Ok(Order::Resolve(word)) => self.feed(Event::Resolve(word)),
+                    Err(_) => {}
+                },
+                recv(late) -> _ => self.late(),
             }
         }
+    }
+
+    fn late(&mut self) {
+        self.deadline = None;
+        self.feed(Event::Failed(patience::too_late(Side::Destination, self.step())));
+    }
+
+    /// What the listener is to answer from now on.
+    fn note_fate(&self, end: &End) {
+        if !self.was_ready {
+            return;
+        }
+        let known = match end {
+            End::NotReceived(_) => Known::Never,
+            End::Running(received) => {
+                Known::Running { resume: received.resume, at: self.resumed_at.unwrap_or_else(Instant::now) }
+            }
+            End::Lost(_) => Known::Lost,
+        };
+        self.desk.note(&self.session, known);
     }
 
     fn received(self, end: End) -> Result<Received<I::Vm>, Fault> {
@@ -265,9 +305,6 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                     guest_gap: received.guest_gap,
                 };
                 Ok(Received::Running { vm: guest.vm, report })
-            }
-            End::InDoubt(fault) => {
-                Ok(Received::InDoubt(HeldCopy { vm: self.guest.ok_or_else(missing)?.vm, fault }))
             }
             End::Lost(fault) => {
                 Ok(Received::Lost(HeldCopy { vm: self.guest.ok_or_else(missing)?.vm, fault }))
@@ -302,6 +339,13 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         match arrival {
             Some(Arrival::Attach(stream, attach)) => self.attach(stream, &attach),
             Some(Arrival::Hello(stream, hello)) => self.busy(stream, &hello),
+            Some(Arrival::Query(stream, query)) if same(&query, &self.session) => {
+                self.asker = Some(stream);
+                self.feed(Event::Query);
+                self.asker = None;
+            }
+            // of a receive that has ended: it is known when it asks again
+            Some(Arrival::Query(..)) => {}
             Some(Arrival::Stranger { peer, cause }) => turn_away(self.observer, peer, &cause),
             // the connections there are suffice, unless page channels are missing: then the deadline tells
             Some(Arrival::Deaf(error)) => self.feed(Event::Failed(local(Step::Attach, error))),
@@ -319,7 +363,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         let message = Message::Refuse(vec![refusal]);
         if let Ok(frame) = message.encode(0, session_tag(&hello.session))
             && stream.write_all(&frame).is_ok()
-            && self.refused.len() < ARRIVALS
+            && self.refused.len() < MAX_REFUSED
         {
             stream.finish_writing();
             self.refused.push(stream);
@@ -328,11 +372,12 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
 
     fn attach(&mut self, stream: Stream, attach: &Attach) {
         let free = self.attached.get(usize::from(attach.channel)).is_some_and(|taken| !taken);
-        let ours = attach.session == self.session && attach.secret == self.secret;
+        let shown = Query { session: attach.session, secret: attach.secret };
+        let ours = same(&shown, &self.session);
         let Some(guest) = self.guest.as_ref().filter(|_| ours && free) else {
             return turn_away(self.observer, stream.peer(), "a page channel that does not belong here");
         };
-        let tag = session_tag(&self.session);
+        let tag = session_tag(&self.session.session);
         let ready = Message::Attached
             .encode(0, tag)
             .map_err(std::io::Error::other)
@@ -381,7 +426,24 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
     fn perform(&mut self, action: Action) -> Option<Event> {
         reach!(destination::before(&action));
         match action {
-            Action::Send(message) => self.say(&message),
+            Action::Send(message) => {
+                match message {
+                    Message::Ready { .. } => {
+                        self.was_ready = true;
+                        self.desk.note(&self.session, Known::Open);
+                    }
+                    Message::Running { .. } => self.resumed_at = Some(Instant::now()),
+                    _ => {}
+                }
+                self.say(&message)
+            }
+            Action::Answer(fate) => {
+                if let Some(asker) = self.asker.take() {
+                    tell(&asker, &self.session, fate);
+                }
+                None
+            }
+            Action::Claim => Some(Event::Claimed(self.claim())),
             Action::Prepare(description) => Some(self.prepare(&description)),
             Action::Accept { channels } => {
                 self.attached = vec![false; usize::from(channels)];
@@ -405,6 +467,13 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 self.end = Some(end);
                 None
             }
+        }
+    }
+
+    fn claim(&self) -> Claim {
+        match self.arbiter {
+            Some(arbiter) => arbiter::claim(arbiter, &self.session.session, Side::Destination),
+            None => Claim::Unavailable("there is none".into()),
         }
     }
 

@@ -1,18 +1,30 @@
 //! Taking a guest in: [`receive`].
 
 mod driver;
+mod fates;
 mod listen;
 mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mig_core::progress::PageCounts;
 use mig_core::{Fault, RunPermit};
 
-use crate::cancel::Cancel;
+use crate::arbiter::Arbiter;
+use crate::control::Control;
 use crate::guest::{BoxError, DestinationVm, Incoming};
 use crate::observe::Observer;
-use crate::transport::Listener;
+
+pub use listen::Listener;
+
+/// How to receive.
+#[derive(Clone, Default)]
+pub struct ReceiveOptions {
+    /// Who decides in doubt. The source must use the same one, or none where this is none; it costs the pause
+    /// one [`Arbiter::claim`].
+    pub arbiter: Option<Arc<dyn Arbiter>>,
+}
 
 /// How a receive went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,10 +58,9 @@ pub enum Received<V> {
         /// How it went.
         report: ReceiveReport,
     },
-    /// The guest does not run here and never did; what had arrived is discarded. Another can be received.
+    /// The guest does not run here, never did, and never will; what had arrived is discarded. Another can be
+    /// received.
     NotReceived(Fault),
-    /// The copy is complete but the source vanished before it committed: it may be the last one.
-    InDoubt(HeldCopy<V>),
     /// The guest was given to this side, which could not start it. The copy is complete.
     Lost(HeldCopy<V>),
 }
@@ -91,12 +102,20 @@ impl<V: DestinationVm> HeldCopy<V> {
 /// Waits for a source and takes its guest.
 ///
 /// Blocks until a guest came or failed to; strangers that connect meanwhile are turned away. `observer` is
-/// told of each step on this thread; `cancel` ends it from any other, unless the guest has been committed.
+/// told of each step on this thread; `control` ends it from any other, unless the guest has been committed.
+///
+/// Where the source vanishes with all of its guest here and before it committed, the copy may be the last one.
+/// Then this call stays: it holds the guest paused, tells [`Progress::InDoubt`], and waits for the source to
+/// ask for it (which it then has back), or for [`Control::resolve`]. Keep the listener afterwards, too: it
+/// answers a source whose link was lost before it heard that its guest runs.
+///
+/// [`Progress::InDoubt`]: crate::observe::Progress::InDoubt
 pub fn receive<I: Incoming>(
     listener: &Listener,
     incoming: &mut I,
-    cancel: &Cancel,
+    options: &ReceiveOptions,
+    control: &Control,
     observer: &dyn Observer,
 ) -> Received<I::Vm> {
-    driver::run(listener, incoming, cancel, observer)
+    driver::run(listener, incoming, options, control, observer)
 }

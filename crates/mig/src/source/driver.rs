@@ -1,6 +1,8 @@
 //! Carries out what the source's machine asks for: one coordinator (the caller's thread), a thread a page
-//! channel, one that reads the control channel and one that watches the peer's liveness.
+//! channel, one that reads the control channel and one that watches the peer's liveness; in doubt, one that
+//! asks.
 
+mod asking;
 mod sending;
 
 use std::collections::VecDeque;
@@ -13,15 +15,16 @@ use crossbeam::select;
 use mig_core::bitmap::PageRun;
 use mig_core::progress::{PageCounts, Report};
 use mig_core::source::{Action, Event, Source, SourceConfig};
-use mig_core::{Bitmap, Blame, Fault, RunPermit, Side, Step};
-use mig_wire::frame::ChunkDigests;
+use mig_core::{Bitmap, Blame, Claim, Fault, RunPermit, Side, Step};
+use mig_wire::frame::{ChunkDigests, Fate};
 use mig_wire::hello::{Attach, MAX_CHANNELS, Secret, session_tag};
 use mig_wire::{Message, Section};
 
 use self::sending::{LastRound, Sending};
 use super::worker::{Job, Worker};
 use super::{SourceOptions, local};
-use crate::cancel::Cancel;
+use crate::arbiter::Arbiter;
+use crate::control::{Control, Order};
 use crate::digest;
 use crate::guest::SourceVm;
 use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE, read_message};
@@ -35,6 +38,8 @@ use crate::transport::{self, Address};
 /// Batches that wait for a channel: enough to keep it busy, few enough to cancel at once.
 const JOBS_PER_CHANNEL: usize = 4;
 const NOTES: usize = 256;
+/// Orders that wait for a coordinator which is busy; one more is dropped, and may be given again.
+const ORDERS: usize = 64;
 /// How long the peer may take to close after the last word.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -52,6 +57,10 @@ pub(super) enum Note {
     },
     /// A thread failed.
     Failed(Fault),
+    /// The destination said what became of the guest, or did not.
+    Answered(Result<Fate, Fault>),
+    /// The arbiter has answered.
+    Claimed(Claim),
 }
 
 /// Runs a migration to its end. The report says where the guest is.
@@ -59,19 +68,21 @@ pub(super) fn run<V: SourceVm>(
     vm: &mut V,
     to: &Address,
     options: &SourceOptions,
-    cancel: &Cancel,
+    control: &Control,
     observer: &dyn Observer,
 ) -> Report {
     let began = Instant::now();
-    match prepare(vm, to, options, cancel) {
+    match prepare(vm, to, options, control) {
         Ok((config, pages, stream)) => {
             let tag = session_tag(&config.session);
             let streams = Streams::default();
             let link = Link::new(stream, tag, 0);
             let machine = Source::new(config);
+            let arbiter = options.arbiter.as_ref();
             std::thread::scope(|scope| {
-                let mut driver =
-                    Driver::new(scope, vm, to, pages, &link, &streams, machine, cancel, observer, began);
+                let mut driver = Driver::new(
+                    scope, vm, to, arbiter, pages, &link, &streams, machine, control, observer, began,
+                );
                 driver.drive()
             })
         }
@@ -87,7 +98,7 @@ fn prepare<V: SourceVm>(
     vm: &V,
     to: &Address,
     options: &SourceOptions,
-    cancel: &Cancel,
+    control: &Control,
 ) -> Result<(SourceConfig, Arc<Pages>, transport::Stream), Fault> {
     if !(1..=MAX_CHANNELS).contains(&options.channels) {
         let cause = format!("{} channels; 1 to {MAX_CHANNELS} are possible", options.channels);
@@ -97,15 +108,23 @@ fn prepare<V: SourceVm>(
     let pages = Pages::new(vm.memory()).map_err(|e| local(Step::Describe, e))?;
     reach!(SourceConnecting);
     let stream = transport::connect(to)?;
-    if cancel.is_cancelled() {
-        return Err(Fault::cancelled(Side::Source, Step::Connect, cancel.reason()));
+    if control.is_cancelled() {
+        return Err(Fault::cancelled(Side::Source, Step::Connect, control.reason()));
+    }
+    let session = random::id().map_err(|e| local(Step::Connect, e))?;
+    if let Some(arbiter) = &options.arbiter {
+        arbiter.begin(&session).map_err(|e| {
+            local(Step::Connect, format!("the arbiter does not begin a session: {e}"))
+                .remedy("see that the lease file can be written")
+        })?;
     }
     let costs = vm.pause_costs();
     let config = SourceConfig {
         policy: options.policy.clone(),
         channels: options.channels,
         verify: options.verify,
-        session: random::id().map_err(|e| local(Step::Connect, e))?,
+        session,
+        arbiter: options.arbiter.as_ref().map(|arbiter| arbiter.identity()),
         description,
         ram_bytes: pages.domain().bytes(),
         pause: costs.pause,
@@ -119,9 +138,10 @@ struct Driver<'s, 'e, V> {
     scope: &'s Scope<'s, 'e>,
     vm: &'s mut V,
     to: &'s Address,
+    arbiter: Option<&'s Arc<dyn Arbiter>>,
     observer: &'s dyn Observer,
-    cancelled: Receiver<Option<String>>,
-    _cancel_hook: crate::cancel::HookGuard,
+    orders: Receiver<Order>,
+    _hook: crate::control::HookGuard,
     began: Instant,
     machine: Option<Source>,
     session: [u8; 16],
@@ -140,6 +160,8 @@ struct Driver<'s, 'e, V> {
     deadline: Option<Instant>,
     /// The control channel has given its last event.
     link_ended: bool,
+    /// Ends a question that waits for its time when it is dropped.
+    questions: (Sender<()>, Receiver<()>),
     report: Option<Report>,
 }
 
@@ -149,16 +171,17 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         scope: &'s Scope<'s, 'e>,
         vm: &'s mut V,
         to: &'s Address,
+        arbiter: Option<&'s Arc<dyn Arbiter>>,
         pages: Arc<Pages>,
         link: &'e Link,
         streams: &'e Streams,
         machine: Source,
-        cancel: &Cancel,
+        control: &Control,
         observer: &'s dyn Observer,
         began: Instant,
     ) -> Self {
         let (note, notes) = channel::bounded(NOTES);
-        let (cancelled_tx, cancelled) = channel::bounded(1);
+        let (order, orders) = channel::bounded(ORDERS);
         let reader = note.clone();
         scope.spawn(move || {
             link.read_all(0, |event| {
@@ -166,17 +189,17 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 let _ = reader.send(Note::Link(event));
             });
         });
-        let hook = cancel.on_cancel(move |reason| {
-            // one word is enough
-            let _ = cancelled_tx.try_send(reason);
+        let hook = control.on_order(move |given| {
+            let _ = order.try_send(given);
         });
         Self {
             scope,
             vm,
             to,
+            arbiter,
             observer,
-            cancelled,
-            _cancel_hook: hook,
+            orders,
+            _hook: hook,
             began,
             session: machine.session(),
             machine: Some(machine),
@@ -193,6 +216,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             told: began,
             deadline: None,
             link_ended: false,
+            questions: channel::bounded(0),
             report: None,
         }
     }
@@ -231,7 +255,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
-                recv(self.cancelled) -> reason => self.feed(Event::Cancelled { reason: reason.unwrap_or_default() }),
+                recv(self.orders) -> order => self.ordered(order.ok()),
                 recv(late) -> _ => {
                     self.deadline = None;
                     self.feed(Event::Failed(patience::too_late(Side::Source, self.machine().step())));
@@ -251,9 +275,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.put_back(channel, job);
                 self.noted(note.ok());
             }
-            recv(self.cancelled) -> reason => {
+            recv(self.orders) -> order => {
                 self.put_back(channel, job);
-                self.feed(Event::Cancelled { reason: reason.unwrap_or_default() });
+                self.ordered(order.ok());
             }
         }
     }
@@ -269,6 +293,17 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             }
             Some(Note::ChannelSent { pages, bytes }) => self.channel_sent(pages, bytes),
             Some(Note::Failed(fault)) => self.feed(Event::Failed(fault)),
+            Some(Note::Answered(Ok(fate))) => self.feed(Event::Answered(fate)),
+            Some(Note::Answered(Err(fault))) => self.feed(Event::Unanswered(fault)),
+            Some(Note::Claimed(claim)) => self.feed(Event::Claimed(claim)),
+            None => {}
+        }
+    }
+
+    fn ordered(&mut self, order: Option<Order>) {
+        match order {
+            Some(Order::Cancel(reason)) => self.feed(Event::Cancelled { reason }),
+            Some(Order::Resolve(word)) => self.feed(Event::Resolve(word)),
             None => {}
         }
     }
@@ -332,6 +367,14 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             Action::Resume(permit) => {
                 self.sending = None;
                 self.vm.resume(permit).map(|()| Some(Event::Resumed)).map_err(|e| local(Step::Resume, e))
+            }
+            Action::Query { after } => {
+                self.query(after);
+                Ok(None)
+            }
+            Action::Claim => {
+                self.claim();
+                Ok(None)
             }
             Action::StopTracking => {
                 if let Err(error) = self.vm.tracker().stop() {

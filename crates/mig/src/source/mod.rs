@@ -4,19 +4,22 @@ mod driver;
 mod plan;
 mod worker;
 
+use std::sync::Arc;
+
 use mig_core::policy::Policy;
 use mig_core::progress::{OutcomeKind, Report};
-use mig_core::{Blame, Fault, RunPermit, Side, Step};
+use mig_core::{Blame, Fault, Side, Step};
 
-use crate::cancel::Cancel;
-use crate::guest::{BoxError, SourceVm};
+use crate::arbiter::Arbiter;
+use crate::control::Control;
+use crate::guest::SourceVm;
 use crate::observe::Observer;
 use crate::transport::Address;
 
 pub(crate) use plan::channel_of;
 
 /// How to migrate.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct SourceOptions {
     /// When to stop sending rounds.
     pub policy: Policy,
@@ -24,11 +27,27 @@ pub struct SourceOptions {
     pub channels: u16,
     /// Compare digests of all memory before the guest is committed. Both sides read all of it in the pause.
     pub verify: bool,
+    /// Who decides in doubt. The destination must use the same one, or none where this is none; it costs the
+    /// pause one [`Arbiter::claim`] there.
+    pub arbiter: Option<Arc<dyn Arbiter>>,
+}
+
+impl std::fmt::Debug for SourceOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { policy, channels, verify, arbiter } = self;
+        let arbiter = arbiter.as_ref().map(|arbiter| arbiter.identity());
+        f.debug_struct("SourceOptions")
+            .field("policy", policy)
+            .field("channels", channels)
+            .field("verify", verify)
+            .field("arbiter", &arbiter)
+            .finish()
+    }
 }
 
 impl Default for SourceOptions {
     fn default() -> Self {
-        Self { policy: Policy::default(), channels: 2, verify: false }
+        Self { policy: Policy::default(), channels: 2, verify: false, arbiter: None }
     }
 }
 
@@ -45,55 +64,32 @@ pub enum Outcome<V> {
         /// How it went.
         report: Report,
     },
-    /// Nobody here knows whether the destination runs it.
-    InDoubt(InDoubt<V>),
-}
-
-/// A paused guest that may or may not run elsewhere.
-#[derive(Debug)]
-#[must_use]
-pub struct InDoubt<V> {
-    vm: V,
-    report: Report,
-}
-
-impl<V: SourceVm> InDoubt<V> {
-    /// How it came to this.
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    /// The operator's word that the destination does not and will not run the guest: runs it here.
-    ///
-    /// # Errors
-    /// The guest could not be resumed; it comes back with the reason.
-    pub fn resume(mut self) -> Result<V, Box<(Self, BoxError)>> {
-        match self.vm.resume(RunPermit::on_the_operators_word()) {
-            Ok(()) => Ok(self.vm),
-            Err(error) => Err(Box::new((self, error))),
-        }
-    }
-
-    /// The operator's word that the destination runs the guest: ends it here.
-    pub fn discard(self) {}
+    /// It was in doubt, and an operator said that the destination runs it; here it is gone.
+    Discarded(Report),
 }
 
 /// Moves a running guest to the receiver at `to`.
 ///
-/// Blocks until it is over. `observer` is told of each step on this thread; `cancel` ends it from any other,
+/// Blocks until it is over. `observer` is told of each step on this thread; `control` ends it from any other,
 /// with the guest still here, unless it has been committed.
+///
+/// Where the link is lost after the guest was committed, nobody here knows whether the destination runs it.
+/// Then this call stays: it holds the guest paused, tells [`Progress::InDoubt`], and asks the destination, on
+/// new connections, until that has answered, the arbiter has decided, or [`Control::resolve`] was called.
+///
+/// [`Progress::InDoubt`]: crate::observe::Progress::InDoubt
 pub fn migrate<V: SourceVm>(
     mut vm: V,
     to: &Address,
     options: &SourceOptions,
-    cancel: &Cancel,
+    control: &Control,
     observer: &dyn Observer,
 ) -> Outcome<V> {
-    let report = driver::run(&mut vm, to, options, cancel, observer);
+    let report = driver::run(&mut vm, to, options, control, observer);
     match report.outcome {
         OutcomeKind::Moved => Outcome::Moved(report),
         OutcomeKind::StillHere => Outcome::StillHere { vm, report },
-        OutcomeKind::InDoubt => Outcome::InDoubt(InDoubt { vm, report }),
+        OutcomeKind::Discarded => Outcome::Discarded(report),
     }
 }
 

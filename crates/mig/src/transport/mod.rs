@@ -5,5 +5,4 @@ mod tcp;
 mod vectored;
 
 pub use address::{Address, AddressError};
-pub use tcp::Listener;
-pub(crate) use tcp::{Stream, connect};
+pub(crate) use tcp::{Ear, Stream, connect};

@@ -137,17 +137,14 @@ pub(crate) fn connect(address: &Address) -> Result<Stream, Fault> {
 
 /// A receiver's ear.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Ear {
     listener: TcpListener,
     address: Address,
 }
 
-impl Listener {
-    /// Listens. Port 0 takes a free one; see [`Listener::address`].
-    ///
-    /// # Errors
-    /// The name does not resolve, the address is not this host's, or the port is taken.
-    pub fn bind(address: &Address) -> Result<Self, Fault> {
+impl Ear {
+    /// Listens. Port 0 takes a free one; see [`Ear::address`].
+    pub(crate) fn bind(address: &Address) -> Result<Self, Fault> {
         let fault = |e: io::Error| {
             let cause = format!("cannot listen on {address}: {e}");
             Fault::new(Side::Destination, Step::Connect, Blame::Configuration, cause)
@@ -160,7 +157,7 @@ impl Listener {
     }
 
     /// Where it listens, with the port that was chosen.
-    pub fn address(&self) -> &Address {
+    pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 

@@ -20,6 +20,7 @@ pub mod observe;
 mod patience;
 mod random;
 pub mod source;
+mod stall;
 mod streams;
 pub mod transport;
 

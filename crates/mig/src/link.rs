@@ -1,26 +1,36 @@
 //! The control channel: messages out, messages in, and the certainty that the peer is alive.
 //!
-//! Each side pings once a second and answers pings from its reading thread, whatever its coordinator is
-//! doing; a peer that says nothing for [`SILENCE_DEADLINE`] is gone, and every stream of the migration is
-//! closed, which unblocks every thread.
+//! Each side pings twice a second, whatever its coordinator is doing, and answers pings from its reading
+//! thread; a peer of which nothing comes, not a byte, for [`SILENCE_DEADLINE`] is gone, and every stream of the
+//! migration is closed, which unblocks every thread. A peer that lives but does not go on is given up by the
+//! deadlines of the steps (see `patience`).
+
+mod outbox;
 
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::header::{HEADER_BYTES, Header};
-use mig_wire::{Message, WireError};
+use mig_wire::{Kind, Message, WireError};
 use thiserror::Error;
 
+use self::outbox::Outbox;
+use crate::stall::Delivery;
 use crate::transport::Stream;
 
-/// A peer that says nothing for so long is gone.
-pub(crate) const SILENCE_DEADLINE: Duration = Duration::from_secs(5);
-const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A peer that says nothing for so long is gone. Noticed within [`LOOK_INTERVAL`] of it, and heard at most
+/// [`PING_INTERVAL`] before it froze: 4 to 5 s from then, on a machine that finds time for this thread.
+pub(crate) const SILENCE_DEADLINE: Duration = Duration::from_millis(4500);
+/// How often it is asked whether something came.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// What counts of the time between two looks: who did not come to look for longer was himself held up, or
+/// stopped, and what came meanwhile is still unread.
+const MOST_BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Why a stream gave no frame.
 #[derive(Debug, Error)]
@@ -109,33 +119,46 @@ pub(crate) enum LinkEvent {
 pub(crate) struct Link {
     stream: Stream,
     session: u64,
-    next_sequence: Mutex<u64>,
+    outbox: Arc<Outbox>,
     clock: Instant,
-    /// Nanoseconds on `clock` when the peer was last heard.
-    heard: AtomicU64,
+    /// For how many milliseconds nothing has come.
+    silent_ms: AtomicU64,
+    /// Bytes of pings and their answers that came in.
+    ping_bytes: AtomicU64,
 }
 
 impl Link {
     /// A link over `stream`, on which `sent` messages went out before.
     pub(crate) fn new(stream: Stream, session: u64, sent: u64) -> Self {
-        // a peer that takes nothing for so long is gone too; without the deadline its silence tells, except
-        // to a ping that waits for it
-        if let Err(error) = stream.set_write_deadline(Some(SILENCE_DEADLINE)) {
-            tracing::warn!(%error, "writes to the peer have no deadline");
+        let outbox = Arc::new(Outbox::new(session, sent));
+        match stream.try_clone() {
+            Ok(stream) => {
+                let outbox = outbox.clone();
+                std::thread::spawn(move || outbox.write_to(&stream));
+            }
+            // nothing can be said: the reading thread finds the end
+            Err(error) => {
+                tracing::warn!(%error, "the connection cannot be written to");
+                outbox.close();
+                stream.close();
+            }
         }
-        let heard = AtomicU64::new(0);
-        Self { stream, session, next_sequence: Mutex::new(sent), clock: Instant::now(), heard }
+        let (silent_ms, ping_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { stream, session, outbox, clock: Instant::now(), silent_ms, ping_bytes }
     }
 
+    /// Says something: never waits for the peer. That the link failed is left to the thread that reads it.
     pub(crate) fn send(&self, message: &Message) -> Result<(), ReadError> {
-        // held while writing, so that messages are not mixed and go out in their order
-        self.send_as(&mut self.next_sequence.lock().unwrap_or_else(PoisonError::into_inner), message)
+        self.outbox.push(message).map_err(ReadError::Wire)?;
+        // who strikes at a message that was sent wants it on its way
+        #[cfg(feature = "fault-points")]
+        self.drain(Instant::now() + SILENCE_DEADLINE);
+        Ok(())
     }
 
-    fn send_as(&self, sequence: &mut u64, message: &Message) -> Result<(), ReadError> {
-        let frame = message.encode(*sequence, self.session).map_err(ReadError::Wire)?;
-        *sequence += 1;
-        self.stream.write_all(&frame).map_err(ReadError::from)
+    /// The same for one of many messages: waits for a peer that does not take them.
+    pub(crate) fn send_patiently(&self, message: &Message) -> Result<(), ReadError> {
+        self.outbox.push_patiently(message).map_err(ReadError::Wire)
     }
 
     /// Reads until the channel ends, giving everything to `sink`; the last event is [`LinkEvent::Lost`].
@@ -159,10 +182,13 @@ impl Link {
         if header.sequence != expected {
             return Err(ReadError::Order("a message is missing"));
         }
-        self.heard.store(self.now(), Ordering::Relaxed);
+        if matches!(header.kind, Kind::Ping | Kind::Pong) {
+            let bytes = (HEADER_BYTES + header.body_bytes()) as u64;
+            self.ping_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
         Ok(match message {
             Message::Ping(token) => {
-                self.send(&Message::Pong(token))?;
+                self.send_patiently(&Message::Pong(token))?;
                 None
             }
             // pings carry their time of sending
@@ -175,45 +201,84 @@ impl Link {
 
     /// Pings until `stop` is closed. Calls `close_all` and returns when the peer has been silent for too long.
     pub(crate) fn watch(&self, stop: &Receiver<()>, close_all: impl FnOnce()) {
-        self.heard.store(self.now(), Ordering::Relaxed);
+        let (mut heard, mut silence) = (self.stream.read_bytes(), Duration::ZERO);
+        let (mut looked, mut pinged) = (self.clock.elapsed(), None);
         loop {
-            self.ping();
-            match stop.recv_timeout(PING_INTERVAL) {
+            let now = self.clock.elapsed();
+            if pinged.is_none_or(|at| now.saturating_sub(at) >= PING_INTERVAL) {
+                pinged = Some(now);
+                self.ping();
+            }
+            match stop.recv_timeout(LOOK_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            if self.silence() > SILENCE_DEADLINE {
+            let now = self.clock.elapsed();
+            silence += now.saturating_sub(looked).min(MOST_BETWEEN_LOOKS);
+            looked = now;
+            let read = self.stream.read_bytes();
+            // what is unread is this side's delay: its reader waits for a coordinator that is busy
+            if read != heard || self.stream.has_unread() {
+                (heard, silence) = (read, Duration::ZERO);
+            }
+            self.silent_ms.store(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            if silence > SILENCE_DEADLINE {
                 return close_all();
             }
         }
     }
 
-    /// Asks whether the peer is there, unless a message is on its way: one that the peer does not take would
-    /// keep this thread from noticing its silence.
+    /// Asks whether the peer is there, unless something waits to be written anyway.
     fn ping(&self) {
-        if let Ok(mut sequence) = self.next_sequence.try_lock() {
+        if self.outbox.queued_bytes() == 0 {
             // a failure shows in the reading thread, or as silence
-            let _ = self.send_as(&mut sequence, &Message::Ping(self.now()));
+            let _ = self.send(&Message::Ping(self.now()));
         }
     }
 
     /// How long the peer has said nothing.
     pub(crate) fn silence(&self) -> Duration {
-        Duration::from_nanos(self.now().saturating_sub(self.heard.load(Ordering::Relaxed)))
+        Duration::from_millis(self.silent_ms.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that came in, without those that only say that the peer lives.
+    pub(crate) fn received_bytes(&self) -> u64 {
+        self.stream.read_bytes().saturating_sub(self.ping_bytes.load(Ordering::Relaxed))
+    }
+
+    /// What the peer's host has taken of what was said, and what it has not yet.
+    pub(crate) fn delivery(&self) -> Delivery {
+        let queued = self.outbox.queued_bytes() as u64;
+        let part = Delivery::of(&self.stream);
+        // the frame on its way counts in both, as long as it is
+        Delivery { owed_bytes: part.owed_bytes.max(queued), ..part }
     }
 
     /// No more will be said; what was said still arrives.
     pub(crate) fn finish(&self) {
-        self.stream.finish_writing();
+        self.outbox.finish();
+    }
+
+    /// Waits until all that was said is on its way, at most until `deadline`.
+    pub(crate) fn drain(&self, deadline: Instant) {
+        self.outbox.drain(deadline);
     }
 
     /// Ends it at once.
     pub(crate) fn close(&self) {
+        self.outbox.close();
         self.stream.close();
     }
 
     fn now(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Link {
+    /// Ends the thread that writes.
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -225,28 +290,97 @@ mod tests {
     use super::*;
     use crate::transport::{Address, Ear, connect};
 
-    #[test]
-    fn a_peer_that_stops_reading_in_the_middle_of_a_message_is_gone_too() {
+    fn connected() -> (Ear, Link, Stream) {
         let listener = Ear::bind(&Address::tcp("127.0.0.1", 0)).unwrap();
         let link = Link::new(connect(listener.address()).unwrap(), 7, 0);
-        // connected, but nobody ever reads: the connection stays in the listener's queue
+        let theirs = listener.accept(Duration::from_secs(10)).unwrap();
+        let theirs = theirs.or_else(|| listener.accept(Duration::from_secs(10)).unwrap()).unwrap();
+        (listener, link, theirs)
+    }
+
+    /// How long the link is watched until it finds its peer gone, or `patience` is over.
+    fn watched(link: &Link, patience: Duration) -> Option<Duration> {
+        let (stopping, stopped) = crossbeam::channel::bounded(0);
+        let began = Instant::now();
+        let gone = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| link.read_all(0, drop));
+            let watching = scope.spawn(|| {
+                let mut gone = None;
+                link.watch(&stopped, || gone = Some(began.elapsed()));
+                gone
+            });
+            while !watching.is_finished() && began.elapsed() < patience {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            drop(stopping);
+            let gone = watching.join().unwrap();
+            link.close();
+            reading.join().unwrap();
+            gone
+        });
+        eprintln!("gone after {gone:?}");
+        gone
+    }
+
+    fn large() -> Message {
         let body = vec![0; MAX_BODY_BYTES];
         let section = Section { name: "large".into(), instance: 0, version: 1, critical: true, body };
-        let message = Message::State { round: 1, sections: vec![section; 3] };
-        let (finished, outcome) = crossbeam::channel::bounded(1);
-        let (_stop, stopped) = crossbeam::channel::bounded(0);
+        Message::State { round: 1, sections: vec![section; 3] }
+    }
+
+    #[test]
+    fn a_peer_that_stops_reading_in_the_middle_of_a_message_is_gone_and_nobody_waits_for_it() {
+        let (_listener, link, _theirs) = connected();
+        link.send(&large()).unwrap();
+        link.send(&Message::Commit).unwrap();
+        assert!(link.delivery().owed_bytes > 0);
+        let gone = watched(&link, 12 * SILENCE_DEADLINE).expect("the silence is noticed");
+        assert!(gone >= SILENCE_DEADLINE && link.silence() > SILENCE_DEADLINE);
+    }
+
+    #[test]
+    fn a_peer_whose_message_takes_long_to_come_is_heard_all_the_while() {
+        let (_listener, link, theirs) = connected();
+        let frame = Message::Abort(Fault::new(Side::Source, Step::Save, Blame::Local, "x".repeat(60)));
+        let frame = frame.encode(0, 7).unwrap();
         std::thread::spawn(move || {
-            std::thread::scope(|scope| {
-                let sending = scope.spawn(|| link.send(&message));
-                // the message holds the link before the first ping
-                while link.next_sequence.try_lock().is_ok() && !sending.is_finished() {
-                    std::thread::yield_now();
+            for byte in frame {
+                if theirs.write_all(&[byte]).is_err() {
+                    return;
                 }
-                link.watch(&stopped, || link.close());
-                let _ = finished.send(sending.join().unwrap());
-            });
+                std::thread::sleep(Duration::from_millis(100));
+            }
         });
-        let sent = outcome.recv_timeout(12 * SILENCE_DEADLINE).expect("the silence is noticed");
-        assert!(matches!(sent, Err(ReadError::Io(_))), "{sent:?}");
+        assert_eq!(watched(&link, SILENCE_DEADLINE + Duration::from_secs(2)), None);
+    }
+
+    #[test]
+    fn what_is_said_last_arrives_before_the_end() {
+        let (_listener, link, theirs) = connected();
+        link.send(&Message::Commit).unwrap();
+        link.finish();
+        link.send(&Message::Ping(1)).unwrap();
+        assert!(matches!(read_message(&theirs), Ok((_, Message::Commit))));
+        assert!(matches!(read_message(&theirs), Err(ReadError::Closed)));
+    }
+
+    #[test]
+    fn a_deadline_on_reading_is_not_moved_by_a_byte_now_and_then() {
+        let (_listener, link, theirs) = connected();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let frame = Message::Commit.encode(0, 7).unwrap();
+                for byte in &frame {
+                    if link.stream.write_all(&[*byte]).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+            theirs.set_read_deadline(Some(Duration::from_millis(300))).unwrap();
+            assert!(matches!(read_message(&theirs), Err(ReadError::Late)), "{:?}", began.elapsed());
+            theirs.close();
+        });
     }
 }

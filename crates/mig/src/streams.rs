@@ -1,7 +1,8 @@
 //! The page channels of a migration, to be closed together from any thread.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::stall::Delivery;
 use crate::transport::Stream;
 
 /// Streams that close together; one added after that is closed at once.
@@ -18,16 +19,32 @@ struct State {
 
 impl Streams {
     pub(crate) fn add(&self, stream: Stream) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         if state.closed {
             stream.close();
         }
         state.streams.push(stream);
     }
 
+    /// What the peer's host has taken of what was written, and what it has not yet.
+    pub(crate) fn delivery(&self) -> Delivery {
+        let mut all = Delivery::default();
+        self.lock().streams.iter().for_each(|stream| all += Delivery::of(stream));
+        all
+    }
+
+    /// Bytes that came in.
+    pub(crate) fn received_bytes(&self) -> u64 {
+        self.lock().streams.iter().map(Stream::read_bytes).sum()
+    }
+
     pub(crate) fn close(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.closed = true;
         state.streams.iter().for_each(Stream::close);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

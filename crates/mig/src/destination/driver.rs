@@ -158,8 +158,8 @@ struct Driver<'s, 'e, 'a, I: Incoming> {
     /// Dropped to end the watching thread.
     _watch: Sender<()>,
     _hang_up: HangUp,
-    /// When the source must have answered.
-    deadline: Option<Instant>,
+    patience: patience::WithSource,
+    looks: Receiver<Instant>,
     clock: Instant,
     machine: Option<Destination>,
     guest: Option<Guest<I::Vm>>,
@@ -229,7 +229,8 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             note,
             _watch: watch,
             _hang_up: hang_up,
-            deadline: None,
+            patience: patience::WithSource::new(Step::Handshake),
+            looks: channel::tick(patience::LOOK_INTERVAL),
             clock: Instant::now(),
             machine: Some(Destination::new(
                 secret,
@@ -254,7 +255,6 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 self.farewell();
                 return self.received(end);
             }
-            let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
                 recv(self.desk.arrivals()) -> arrival => self.arrived(arrival.ok()),
@@ -263,14 +263,9 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                     Ok(Order::Resolve(word)) => self.feed(Event::Resolve(word)),
                     Err(_) => {}
                 },
-                recv(late) -> _ => self.late(),
+                recv(self.looks) -> _ => self.look(),
             }
         }
-    }
-
-    fn late(&mut self) {
-        self.deadline = None;
-        self.feed(Event::Failed(patience::too_late(Side::Destination, self.step())));
     }
 
     /// What the listener is to answer from now on.
@@ -286,6 +281,15 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             End::Lost(_) => Known::Lost,
         };
         self.desk.note(&self.session, known);
+    }
+
+    /// Gives up a source that lives but does not go on; not for what it has said, and nobody has heard yet.
+    fn look(&mut self) {
+        if self.notes.is_empty()
+            && let Some(fault) = self.patience.look(&self.link, &self.streams)
+        {
+            self.feed(Event::Failed(fault));
+        }
     }
 
     fn received(self, end: End) -> Result<Received<I::Vm>, Fault> {
@@ -419,7 +423,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         }
         let step = self.step();
         if step != before {
-            self.deadline = patience::with_source(step).map(|patience| Instant::now() + patience);
+            self.patience.enter(step, &self.link, &self.streams);
         }
     }
 
@@ -523,6 +527,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         let costs = vm.resume_costs();
         let verifies = self.machine.as_ref().is_some_and(Destination::verifies);
         let verify = if verifies { digest::expected_cost(&pages) } else { Duration::ZERO };
+        self.patience.allow_for_digests(verify);
         let filled = Arc::new(Filled::new(pages.domain().end_page()));
         self.guest = Some(Guest { vm, pages: Arc::new(pages), filled });
         Event::Prepared(DestinationCosts { load: costs.load, resume: costs.resume, verify })
@@ -547,13 +552,16 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
     /// Closes so that what was said still arrives, and waits for the peer to do the same.
     fn farewell(&mut self) {
         self.link.finish();
-        let deadline = Instant::now() + FAREWELL;
+        // one that is not heard any more will not be in time
+        let quiet = self.link.silence() > FAREWELL;
+        let deadline = Instant::now() + if quiet { FAREWELL / 10 } else { FAREWELL };
         while !self.link_ended {
             match self.notes.recv_deadline(deadline) {
                 Ok(note) => self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_))),
                 Err(_) => break,
             }
         }
+        self.link.drain(deadline);
         self.link.close();
         self.streams.close();
     }

@@ -17,23 +17,23 @@ use mig_core::progress::{PageCounts, Report};
 use mig_core::source::{Action, Event, Source, SourceConfig};
 use mig_core::{Bitmap, Blame, Claim, Fault, RunPermit, Side, Step};
 use mig_wire::frame::{ChunkDigests, Fate};
-use mig_wire::hello::{Attach, MAX_CHANNELS, Secret, session_tag};
+use mig_wire::hello::{MAX_CHANNELS, session_tag};
 use mig_wire::{Message, Section};
 
 use self::sending::{LastRound, Sending};
 use super::worker::{Job, Worker};
-use super::{SourceOptions, local};
+use super::{SourceOptions, dial, local};
 use crate::arbiter::Arbiter;
 use crate::control::{Control, Order};
 use crate::digest;
 use crate::guest::SourceVm;
-use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE, read_message};
+use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE};
 use crate::memory::Pages;
 use crate::observe::Observer;
 use crate::patience;
 use crate::random;
 use crate::streams::Streams;
-use crate::transport::{self, Address};
+use crate::transport::{Address, Stream};
 
 /// Batches that wait for a channel: enough to keep it busy, few enough to cancel at once.
 const JOBS_PER_CHANNEL: usize = 4;
@@ -55,6 +55,8 @@ pub(super) enum Note {
         /// The bytes.
         bytes: u64,
     },
+    /// The page channels are open.
+    Opened(Vec<Stream>),
     /// A thread failed.
     Failed(Fault),
     /// The destination said what became of the guest, or did not.
@@ -99,7 +101,7 @@ fn prepare<V: SourceVm>(
     to: &Address,
     options: &SourceOptions,
     control: &Control,
-) -> Result<(SourceConfig, Arc<Pages>, transport::Stream), Fault> {
+) -> Result<(SourceConfig, Arc<Pages>, Stream), Fault> {
     if !(1..=MAX_CHANNELS).contains(&options.channels) {
         let cause = format!("{} channels; 1 to {MAX_CHANNELS} are possible", options.channels);
         return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, cause));
@@ -107,10 +109,7 @@ fn prepare<V: SourceVm>(
     let description = vm.describe().map_err(|e| local(Step::Describe, e))?;
     let pages = Pages::new(vm.memory()).map_err(|e| local(Step::Describe, e))?;
     reach!(SourceConnecting);
-    let stream = transport::connect(to)?;
-    if control.is_cancelled() {
-        return Err(Fault::cancelled(Side::Source, Step::Connect, control.reason()));
-    }
+    let stream = dial::connect(to, control)?;
     let session = random::id().map_err(|e| local(Step::Connect, e))?;
     if let Some(arbiter) = &options.arbiter {
         arbiter.begin(&session).map_err(|e| {
@@ -156,8 +155,8 @@ struct Driver<'s, 'e, V> {
     sending: Option<Sending>,
     sections: Vec<Section>,
     told: Instant,
-    /// When the destination must have answered.
-    deadline: Option<Instant>,
+    patience: patience::WithDestination,
+    looks: Receiver<Instant>,
     /// The control channel has given its last event.
     link_ended: bool,
     /// Ends a question that waits for its time when it is dropped.
@@ -202,6 +201,8 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             _hook: hook,
             began,
             session: machine.session(),
+            patience: patience::WithDestination::new(machine.step()),
+            looks: channel::tick(patience::LOOK_INTERVAL),
             machine: Some(machine),
             dirty: Bitmap::empty(pages.domain()),
             pages,
@@ -214,7 +215,6 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             sending: None,
             sections: Vec::new(),
             told: began,
-            deadline: None,
             link_ended: false,
             questions: channel::bounded(0),
             report: None,
@@ -252,14 +252,10 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         self.plan_ahead();
         let waiting = self.sending.as_mut().and_then(|s| s.waiting.pop_front());
         let Some((channel, job)) = waiting else {
-            let late = self.deadline.map_or_else(channel::never, channel::at);
             select! {
                 recv(self.notes) -> note => self.noted(note.ok()),
                 recv(self.orders) -> order => self.ordered(order.ok()),
-                recv(late) -> _ => {
-                    self.deadline = None;
-                    self.feed(Event::Failed(patience::too_late(Side::Source, self.machine().step())));
-                }
+                recv(self.looks) -> _ => self.look(),
             }
             return;
         };
@@ -279,6 +275,20 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.put_back(channel, job);
                 self.ordered(order.ok());
             }
+            recv(self.looks) -> _ => {
+                self.put_back(channel, job);
+                self.look();
+            }
+        }
+    }
+
+    /// Gives up a destination that lives but does not go on; not for what it has said, and nobody has heard yet.
+    fn look(&mut self) {
+        let sent = self.sending.is_none();
+        if self.notes.is_empty()
+            && let Some(fault) = self.patience.look(sent, self.link, self.streams)
+        {
+            self.feed(Event::Failed(fault));
         }
     }
 
@@ -292,6 +302,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.feed(Event::Failed(fault));
             }
             Some(Note::ChannelSent { pages, bytes }) => self.channel_sent(pages, bytes),
+            Some(Note::Opened(channels)) => self.opened(channels),
             Some(Note::Failed(fault)) => self.feed(Event::Failed(fault)),
             Some(Note::Answered(Ok(fate))) => self.feed(Event::Answered(fate)),
             Some(Note::Answered(Err(fault))) => self.feed(Event::Unanswered(fault)),
@@ -333,7 +344,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         }
         let step = self.machine().step();
         if step != before {
-            self.deadline = patience::with_destination(step).map(|patience| Instant::now() + patience);
+            self.patience.enter(step, self.link, self.streams);
         }
     }
 
@@ -346,7 +357,12 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let result = match action {
             Action::Send(message) => self.say(&message).map(|()| None),
             Action::Attach { channels, secret } => {
-                self.attach(channels, secret).map(|()| Some(Event::Attached))
+                let opened = self.note.clone();
+                dial::open_page_channels(self.to.clone(), self.session, secret, channels, move |channels| {
+                    // without a coordinator nobody cares
+                    let _ = opened.send(channels.map_or_else(Note::Failed, Note::Opened));
+                });
+                Ok(None)
             }
             Action::StartTracking => self.start_tracking().map(|()| Some(Event::Tracking)),
             Action::SendRound { round } => {
@@ -395,27 +411,22 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         result.unwrap_or_else(|fault| Some(Event::Failed(fault)))
     }
 
-    fn attach(&mut self, channels: u16, secret: Secret) -> Result<(), Fault> {
+    fn opened(&mut self, channels: Vec<Stream>) {
+        if self.machine().step() != Step::Attach {
+            return;
+        }
         let tag = session_tag(&self.session);
-        for channel in 0..channels {
-            let fault = |e: ReadError| e.fault(Side::Source, Step::Attach);
-            let io = |e: std::io::Error| ReadError::from(e).fault(Side::Source, Step::Attach);
-            let stream = transport::connect(self.to).map_err(|f| Fault { step: Step::Attach, ..f })?;
-            let attach = Message::Attach(Attach { session: self.session, secret, channel });
-            let frame = attach.encode(0, tag).map_err(|e| fault(ReadError::Wire(e)))?;
-            stream.write_all(&frame).map_err(io)?;
-            stream.set_read_deadline(Some(SILENCE_DEADLINE)).map_err(io)?;
-            match read_message(&stream).map_err(fault)? {
-                (_, Message::Attached) => {}
-                _ => return Err(fault(ReadError::Order("attach was not answered"))),
+        for stream in channels {
+            match stream.try_clone() {
+                Ok(closer) => self.streams.add(closer),
+                Err(error) => return self.feed(Event::Failed(local(Step::Attach, error))),
             }
-            self.streams.add(stream.try_clone().map_err(io)?);
             self.spawn_worker(stream, tag);
         }
-        Ok(())
+        self.feed(Event::Attached);
     }
 
-    fn spawn_worker(&mut self, stream: transport::Stream, tag: u64) {
+    fn spawn_worker(&mut self, stream: Stream, tag: u64) {
         let (sender, jobs) = channel::bounded(JOBS_PER_CHANNEL);
         let (pages, spent, note) = (self.pages.clone(), self.spent.0.clone(), self.note.clone());
         self.scope.spawn(move || Worker::new(&stream, &pages, tag).run(&jobs, &spent, &note));
@@ -464,13 +475,16 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     fn farewell(&mut self) {
         self.jobs.clear();
         self.link.finish();
-        let deadline = Instant::now() + FAREWELL;
+        // one that is not heard any more will not be in time
+        let quiet = self.link.silence() > FAREWELL;
+        let deadline = Instant::now() + if quiet { FAREWELL / 10 } else { FAREWELL };
         while !self.link_ended {
             match self.notes.recv_deadline(deadline) {
                 Ok(note) => self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_))),
                 Err(_) => break,
             }
         }
+        self.link.drain(deadline);
         self.link.close();
         self.streams.close();
     }

@@ -1,5 +1,6 @@
 //! Moving a guest away: [`migrate`].
 
+mod dial;
 mod driver;
 mod plan;
 mod worker;

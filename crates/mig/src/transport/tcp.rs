@@ -3,7 +3,9 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mig_core::bitmap::PageRun;
 use mig_core::{Blame, Fault, Side, Step};
@@ -15,21 +17,32 @@ use crate::memory::Pages;
 /// How long one attempt to connect may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A connection; clones share the socket.
+/// A connection; clones share the socket and its counts.
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: TcpStream,
+    traffic: Arc<Traffic>,
+    /// When whoever reads by this clone gives up.
+    read_until: Mutex<Option<Instant>>,
+}
+
+/// Bytes that were handed to the socket, and taken from it: counted as they move, not by the message.
+#[derive(Debug, Default)]
+struct Traffic {
+    written: AtomicU64,
+    read: AtomicU64,
 }
 
 impl Stream {
     fn new(socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_nodelay(true)?;
-        Ok(Self { socket })
+        Ok(Self { socket, traffic: Arc::default(), read_until: Mutex::default() })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()? })
+        let (socket, traffic) = (self.socket.try_clone()?, self.traffic.clone());
+        Ok(Self { socket, traffic, read_until: Mutex::default() })
     }
 
     /// The other end, for messages to people.
@@ -37,8 +50,9 @@ impl Stream {
         self.socket.peer_addr().map_or_else(|_| "unknown".into(), |a| a.to_string())
     }
 
-    /// Bounds every read from now on; `None` lets them wait.
+    /// Bounds all reading from now on, however little comes at a time; `None` lets it wait.
     pub(crate) fn set_read_deadline(&self, deadline: Option<Duration>) -> io::Result<()> {
+        *self.read_until() = deadline.map(|patience| Instant::now() + patience);
         self.socket.set_read_timeout(deadline)
     }
 
@@ -48,16 +62,65 @@ impl Stream {
     }
 
     pub(crate) fn read_exact(&self, into: &mut [u8]) -> io::Result<()> {
-        (&self.socket).read_exact(into)
+        let mut filled = 0;
+        while filled < into.len() {
+            match self.read(&mut into[filled..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Reads what is there: 0 at the end.
     pub(crate) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        (&self.socket).read(into)
+        let until = *self.read_until();
+        if let Some(until) = until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.socket.set_read_timeout(Some(left))?;
+        }
+        let count = (&self.socket).read(into)?;
+        self.traffic.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 
-    pub(crate) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        (&self.socket).write_all(bytes)
+    pub(crate) fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match (&self.socket).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.traffic.written.fetch_add(count as u64, Ordering::Relaxed);
+                    bytes = &bytes[count..];
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that were read so far.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.traffic.read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes written so far, and how many of them the peer's host has not acknowledged.
+    pub(crate) fn written_bytes(&self) -> (u64, u64) {
+        // the queue first: what is written in between then only looks acknowledged later
+        let queued = vectored::unacknowledged_bytes(self.socket.as_fd());
+        let written = self.traffic.written.load(Ordering::Relaxed);
+        (written, queued.min(written))
+    }
+
+    /// Whether something can be read at once, the end included.
+    pub(crate) fn has_unread(&self) -> bool {
+        let mut ears = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut ears, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Writes `head`, then pages straight from guest memory.
@@ -74,7 +137,7 @@ impl Stream {
         #[allow(unsafe_code)]
         // SAFETY: `head` is borrowed and `pages` keeps its mappings for the whole call.
         unsafe {
-            vectored::write_all(self.socket.as_fd(), vectors)
+            vectored::write_all(self.socket.as_fd(), vectors, &self.traffic.written)
         }
     }
 
@@ -90,8 +153,12 @@ impl Stream {
         #[allow(unsafe_code)]
         // SAFETY: `pages` keeps its mappings for the whole call, and no Rust reference to them exists.
         unsafe {
-            vectored::read_exact(self.socket.as_fd(), vectors)
+            vectored::read_exact(self.socket.as_fd(), vectors, &self.traffic.read)
         }
+    }
+
+    fn read_until(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.read_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No more will be written; the peer reads what was, then the end.

@@ -4,16 +4,21 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What one call takes at most (`UIO_MAXIOV` in the kernel's include/uapi/linux/uio.h).
 const MAX_VECTORS: usize = 1024;
 
-/// Writes all of `vectors`, which are used up.
+/// Writes all of `vectors`, which are used up, adding the bytes to `moved` as they go.
 ///
 /// # Safety
 /// Each vector is mapped readable memory for the whole call.
-pub(super) unsafe fn write_all(fd: BorrowedFd<'_>, vectors: &mut [libc::iovec]) -> io::Result<()> {
-    transfer(vectors, |part| {
+pub(super) unsafe fn write_all(
+    fd: BorrowedFd<'_>,
+    vectors: &mut [libc::iovec],
+    moved: &AtomicU64,
+) -> io::Result<()> {
+    transfer(vectors, moved, |part| {
         // SAFETY: the caller vouches for the memory; the count is within the slice; a zeroed `msghdr` has no
         // address and no control data.
         unsafe {
@@ -26,19 +31,33 @@ pub(super) unsafe fn write_all(fd: BorrowedFd<'_>, vectors: &mut [libc::iovec]) 
     })
 }
 
-/// Fills all of `vectors`, which are used up.
+/// Fills all of `vectors`, which are used up, adding the bytes to `moved` as they come.
 ///
 /// # Safety
 /// Each vector is mapped writable memory for the whole call, with no Rust reference to it.
-pub(super) unsafe fn read_exact(fd: BorrowedFd<'_>, vectors: &mut [libc::iovec]) -> io::Result<()> {
-    transfer(vectors, |part| {
+pub(super) unsafe fn read_exact(
+    fd: BorrowedFd<'_>,
+    vectors: &mut [libc::iovec],
+    moved: &AtomicU64,
+) -> io::Result<()> {
+    transfer(vectors, moved, |part| {
         // SAFETY: the caller vouches for the memory; the count is within the slice.
         unsafe { libc::readv(fd.as_raw_fd(), part.as_ptr(), part.len() as libc::c_int) }
     })
 }
 
+/// Bytes written to a TCP socket that the peer's host has not acknowledged (SIOCOUTQ, which is TIOCOUTQ, in
+/// tcp(7)); none where that is not known.
+pub(super) fn unacknowledged_bytes(fd: BorrowedFd<'_>) -> u64 {
+    let mut queued: libc::c_int = 0;
+    // SAFETY: the call writes one int, to `queued`.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    if done == 0 { u64::try_from(queued).unwrap_or(0) } else { 0 }
+}
+
 fn transfer(
     mut vectors: &mut [libc::iovec],
+    total: &AtomicU64,
     mut call: impl FnMut(&[libc::iovec]) -> isize,
 ) -> io::Result<()> {
     loop {
@@ -49,7 +68,10 @@ fn transfer(
         }
         match call(&vectors[..vectors.len().min(MAX_VECTORS)]) {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            moved if moved > 0 => advance(vectors, moved as usize),
+            moved if moved > 0 => {
+                total.fetch_add(moved as u64, Ordering::Relaxed);
+                advance(vectors, moved as usize);
+            }
             _ => match io::Error::last_os_error() {
                 e if e.kind() == io::ErrorKind::Interrupted => {}
                 e => return Err(e),
@@ -100,7 +122,7 @@ mod tests {
         let writer = std::thread::spawn(move || {
             let mut vectors = vectors(&mut copy, &pieces);
             // SAFETY: the vectors point into `copy`, which outlives the call.
-            unsafe { write_all(there.as_fd(), &mut vectors) }
+            unsafe { write_all(there.as_fd(), &mut vectors, &AtomicU64::new(0)) }
         });
         let mut received = Vec::new();
         here.read_to_end(&mut received).unwrap();
@@ -115,8 +137,9 @@ mod tests {
         drop(here);
         let mut buffer = [0; 10];
         let mut vectors = vectors(&mut buffer, &[2, 0, 8]);
+        let moved = AtomicU64::new(0);
         // SAFETY: the vectors point into `buffer`, which outlives the call and is not used meanwhile.
-        let error = unsafe { read_exact(there.as_fd(), &mut vectors) }.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let error = unsafe { read_exact(there.as_fd(), &mut vectors, &moved) }.unwrap_err();
+        assert_eq!((error.kind(), moved.into_inner()), (io::ErrorKind::UnexpectedEof, 3));
     }
 }

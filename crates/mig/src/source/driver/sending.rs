@@ -131,7 +131,7 @@ fn cleared(mut runs: Vec<PageRun>) -> Vec<PageRun> {
 
 fn send_digests(link: &Link, digests: &[u64]) -> Result<(), ReadError> {
     for (part, at) in digests.chunks(MAX_DIGESTS).zip((0u64..).step_by(MAX_DIGESTS)) {
-        link.send(&Message::Digests { first_chunk: at, digests: part.to_vec() })?;
+        link.send_patiently(&Message::Digests { first_chunk: at, digests: part.to_vec() })?;
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ use crate::streams::Streams;
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a destination may take nothing of what it is sent.
 const TAKES_NOTHING: Duration = Duration::from_secs(10);
-/// How long it may take to confirm a round that its host has all of.
-const CONFIRMS: Duration = Duration::from_secs(30);
+/// How long it may take to confirm a round that its host, or a tunnel's this side of it, has all of.
+const CONFIRMS: Duration = Duration::from_secs(60);
 /// How long a source may send nothing of a round: it may be looking for pages worth sending, or pausing its guest.
 const SENDS_NOTHING: Duration = Duration::from_secs(30);
 
@@ -23,6 +23,8 @@ pub(crate) struct WithDestination {
     clock: Instant,
     step: Step,
     entered: Duration,
+    /// It was given up in this step, which is said once.
+    given_up: bool,
     pages: Meter,
     control: Meter,
 }
@@ -30,13 +32,14 @@ pub(crate) struct WithDestination {
 impl WithDestination {
     pub(crate) fn new(step: Step) -> Self {
         let meter = Meter::new(Duration::ZERO, Delivery::default());
-        Self { clock: Instant::now(), step, entered: Duration::ZERO, pages: meter.clone(), control: meter }
+        let (clock, pages) = (Instant::now(), meter.clone());
+        Self { clock, step, entered: Duration::ZERO, given_up: false, pages, control: meter }
     }
 
     /// The source begins a step.
     pub(crate) fn enter(&mut self, step: Step, link: &Link, streams: &Streams) {
         let now = self.clock.elapsed();
-        (self.step, self.entered) = (step, now);
+        (self.step, self.entered, self.given_up) = (step, now, false);
         self.pages = Meter::new(now, streams.delivery());
         self.control = Meter::new(now, link.delivery());
     }
@@ -45,35 +48,38 @@ impl WithDestination {
     /// on this side.
     pub(crate) fn look(&mut self, sent: bool, link: &Link, streams: &Streams) -> Option<Fault> {
         let now = self.clock.elapsed();
+        let cause = self.look_at(now, sent, streams.delivery(), link.delivery())?;
+        if std::mem::replace(&mut self.given_up, true) {
+            return None;
+        }
+        Some(fault(Side::Source, self.step, &cause))
+    }
+
+    fn look_at(&mut self, now: Duration, sent: bool, pages: Delivery, control: Delivery) -> Option<String> {
         let copies = matches!(self.step, Step::Round(_) | Step::LastRound);
-        let pages = self.pages.look(now, streams.delivery(), copies && sent);
-        let control = self.control.look(now, link.delivery(), false);
-        let stuck = [pages, control].into_iter().find(|s| s.owed_bytes > 0 && s.lasts > TAKES_NOTHING);
+        let on_pages = self.pages.look(now, pages, copies && sent);
+        let on_control = self.control.look(now, control, false);
+        let stuck =
+            [&on_pages, &on_control].into_iter().find(|s| s.owed_bytes > 0 && s.lasts > TAKES_NOTHING);
         if copies {
             return match stuck {
-                Some(Standstill { lasts, moved_bytes, owed_bytes }) => {
-                    let s = lasts.as_secs_f64();
-                    let cause =
-                        format!("took {moved_bytes} of {owed_bytes} bytes that waited for it in {s:.1} s");
-                    Some(self.fault(&cause))
-                }
-                None if pages.lasts > CONFIRMS => {
-                    let s = pages.lasts.as_secs_f64();
-                    Some(self.fault(&format!("has not confirmed for {s:.1} s what its host has all of")))
-                }
+                Some(Standstill { lasts, moved_bytes, owed_bytes }) => Some(format!(
+                    "took {moved_bytes} of {owed_bytes} bytes that waited for it in {:.1} s",
+                    lasts.as_secs_f64()
+                )),
+                None if on_pages.lasts > CONFIRMS => Some(format!(
+                    "has not confirmed for {:.1} s what its host has all of",
+                    on_pages.lasts.as_secs_f64()
+                )),
                 None => None,
             };
         }
-        if matches!(self.step, Step::Load) && link.delivery().owed_bytes > LEAST_BYTES && stuck.is_none() {
+        if matches!(self.step, Step::Load) && control.owed_bytes > LEAST_BYTES && stuck.is_none() {
             // it cannot load what is still on its way
             self.entered = now;
         }
         let limit = with_destination(self.step)?;
-        (now.saturating_sub(self.entered) > limit).then(|| self.fault(&too_late(limit)))
-    }
-
-    fn fault(&self, cause: &str) -> Fault {
-        fault(Side::Source, self.step, cause)
+        (now.saturating_sub(self.entered) > limit).then(|| too_late(limit))
     }
 }
 
@@ -82,6 +88,8 @@ pub(crate) struct WithSource {
     clock: Instant,
     step: Step,
     entered: Duration,
+    /// It was given up in this step, which is said once.
+    given_up: bool,
     received: Meter,
     /// What digests of all memory may take the source, in which it sends nothing.
     digests: Duration,
@@ -90,7 +98,8 @@ pub(crate) struct WithSource {
 impl WithSource {
     pub(crate) fn new(step: Step) -> Self {
         let received = Meter::new(Duration::ZERO, Delivery::default());
-        Self { clock: Instant::now(), step, entered: Duration::ZERO, received, digests: Duration::ZERO }
+        let (clock, entered, digests) = (Instant::now(), Duration::ZERO, Duration::ZERO);
+        Self { clock, step, entered, given_up: false, received, digests }
     }
 
     /// Allows for digests that should take `expected`.
@@ -101,26 +110,28 @@ impl WithSource {
     /// The destination begins a step.
     pub(crate) fn enter(&mut self, step: Step, link: &Link, streams: &Streams) {
         let now = self.clock.elapsed();
-        (self.step, self.entered) = (step, now);
+        (self.step, self.entered, self.given_up) = (step, now, false);
         self.received = Meter::new(now, received(link, streams));
     }
 
     /// The fault of a source that has not gone on for too long.
     pub(crate) fn look(&mut self, link: &Link, streams: &Streams) -> Option<Fault> {
-        let now = self.clock.elapsed();
-        if let Step::Round(_) = self.step {
-            let Standstill { lasts, moved_bytes, .. } =
-                self.received.look(now, received(link, streams), true);
-            let s = lasts.as_secs_f64();
-            let late = lasts > SENDS_NOTHING + self.digests;
-            return late.then(|| self.fault(&format!("sent {moved_bytes} bytes of the round in {s:.1} s")));
+        let cause = self.look_at(self.clock.elapsed(), received(link, streams))?;
+        if std::mem::replace(&mut self.given_up, true) {
+            return None;
         }
-        let limit = with_source(self.step)?;
-        (now.saturating_sub(self.entered) > limit).then(|| self.fault(&too_late(limit)))
+        Some(fault(Side::Destination, self.step, &cause))
     }
 
-    fn fault(&self, cause: &str) -> Fault {
-        fault(Side::Destination, self.step, cause)
+    fn look_at(&mut self, now: Duration, received: Delivery) -> Option<String> {
+        if let Step::Round(_) = self.step {
+            let Standstill { lasts, moved_bytes, .. } = self.received.look(now, received, true);
+            let late = lasts > SENDS_NOTHING + self.digests;
+            return late
+                .then(|| format!("sent {moved_bytes} bytes of the round in {:.1} s", lasts.as_secs_f64()));
+        }
+        let limit = with_source(self.step)?;
+        (now.saturating_sub(self.entered) > limit).then(|| too_late(limit))
     }
 }
 
@@ -183,4 +194,65 @@ fn fault(side: Side, step: Step, cause: &str) -> Fault {
     };
     Fault::new(side, step, Blame::Peer, format!("the {peer} is there but {cause}"))
         .remedy(format!("see what the {peer} and the network between are doing; migrate again"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(delivered_bytes: u64, owed_bytes: u64) -> Delivery {
+        Delivery { delivered_bytes, owed_bytes }
+    }
+
+    /// The second in which a destination is given up, and why, if in each `pages` and `control` tell how it is.
+    fn given_up(
+        step: Step,
+        sent: bool,
+        pages: impl Fn(u64) -> Delivery,
+        control: impl Fn(u64) -> Delivery,
+    ) -> Option<(u64, String)> {
+        let mut patience = WithDestination::new(step);
+        (0..3600)
+            .find_map(|s| Some((s, patience.look_at(Duration::from_secs(s), sent, pages(s), control(s))?)))
+    }
+
+    fn pings(s: u64) -> Delivery {
+        delivery(96 * s, 48)
+    }
+
+    #[test]
+    fn a_destination_may_be_slow_in_a_round_but_not_stand_still() {
+        let round = Step::Round(3);
+        let (s, why) = given_up(round, false, |s| delivery(s.min(1000), 1 << 20), pings).unwrap();
+        assert_eq!((s, why.as_str()), (11, "took 11 of 1048576 bytes that waited for it in 11.0 s"));
+        assert_eq!(given_up(round, false, |s| delivery(s * 4096, 1 << 20), pings), None);
+        assert_eq!(given_up(round, false, |_| delivery(7, 0), pings), None, "this side has nothing to send");
+        let (s, why) = given_up(round, true, |_| delivery(7, 0), pings).unwrap();
+        assert_eq!((s, why.as_str()), (61, "has not confirmed for 61.0 s what its host has all of"));
+        let (s, _) = given_up(Step::LastRound, true, |_| delivery(7, 0), |_| delivery(9, 1 << 20)).unwrap();
+        assert_eq!(s, 11, "the state counts too");
+    }
+
+    #[test]
+    fn a_destination_has_a_minute_to_load_from_when_it_has_the_state() {
+        let state = |s: u64| delivery(s * 10_000, 3_000_000_u64.saturating_sub(s * 10_000));
+        let (s, why) = given_up(Step::Load, true, |_| delivery(7, 0), state).unwrap();
+        assert!((358..=361).contains(&s) && why.contains("in time: 60 s"), "{s} {why}");
+        let (s, _) = given_up(Step::Load, true, |_| delivery(7, 0), |_| delivery(1, 1 << 20)).unwrap();
+        assert!(s < 75, "{s}");
+        assert_eq!(given_up(Step::Describe, true, |_| delivery(0, 0), pings).unwrap().0, 601);
+    }
+
+    #[test]
+    fn a_source_may_be_slow_in_a_round_but_not_stand_still() {
+        let after = |digests, received: fn(u64) -> u64| {
+            let mut patience = WithSource::new(Step::Round(0));
+            patience.allow_for_digests(digests);
+            let come = |s| delivery(received(s), u64::MAX);
+            (0..3600).find(|s| patience.look_at(Duration::from_secs(*s), come(*s)).is_some())
+        };
+        assert_eq!(after(Duration::ZERO, |s| s), Some(31));
+        assert_eq!(after(Duration::from_secs(60), |s| s), Some(631), "it computes digests meanwhile");
+        assert_eq!(after(Duration::ZERO, |s| s * 1000), None);
+    }
 }

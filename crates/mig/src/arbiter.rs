@@ -5,6 +5,9 @@
 //! orchestrator, a lock service. It is asked once a session by whoever needs to know, and what it said to the
 //! first it holds to.
 
+mod lease;
+
+pub use lease::{LeaseError, LeaseFile};
 pub use mig_wire::hello::SessionId;
 
 use mig_core::{Claim, Side};
@@ -45,6 +48,26 @@ pub(crate) fn claim(arbiter: &dyn Arbiter, session: &SessionId, side: Side) -> C
     match arbiter.claim(session, side) {
         Ok(true) => Claim::Granted,
         Ok(false) => Claim::Denied,
-        Err(error) => Claim::Unavailable(error.to_string()),
+        Err(error) => Claim::Unavailable(why(&error)),
+    }
+}
+
+/// An arbiter's error with all its causes.
+pub(crate) fn why(error: &BoxError) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_lease_is_told_to_the_last_cause() {
+        let directory = tempfile::tempdir().unwrap();
+        let lease = LeaseFile::open(directory.path().join("lease")).unwrap();
+        std::fs::remove_file(lease.path()).unwrap();
+        let Claim::Unavailable(why) = claim(&lease, &[1; 16], Side::Source) else { panic!("it is gone") };
+        assert!(why.contains("lease") && why.contains("No such file"), "{why}");
     }
 }

@@ -24,7 +24,7 @@ mod stall;
 mod streams;
 pub mod transport;
 
-pub use arbiter::Arbiter;
+pub use arbiter::{Arbiter, LeaseFile};
 pub use control::Control;
 pub use destination::{HeldCopy, Listener, ReceiveOptions, ReceiveReport, Received, receive};
 pub use guest::{

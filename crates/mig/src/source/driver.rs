@@ -23,7 +23,7 @@ use mig_wire::{Message, Section};
 use self::sending::{LastRound, Sending};
 use super::worker::{Job, Worker};
 use super::{SourceOptions, dial, local};
-use crate::arbiter::Arbiter;
+use crate::arbiter::{self, Arbiter};
 use crate::control::{Control, Order};
 use crate::digest;
 use crate::guest::SourceVm;
@@ -113,7 +113,8 @@ fn prepare<V: SourceVm>(
     let session = random::id().map_err(|e| local(Step::Connect, e))?;
     if let Some(arbiter) = &options.arbiter {
         arbiter.begin(&session).map_err(|e| {
-            local(Step::Connect, format!("the arbiter does not begin a session: {e}"))
+            let why = arbiter::why(&e);
+            local(Step::Connect, format!("the arbiter does not begin a session: {why}"))
                 .remedy("see that the lease file can be written")
         })?;
     }

@@ -1,6 +1,15 @@
 //! Every state of the switchover, with and without mistakes.
 
-use mig_sim::checker::{Config, Mutant, Property, check};
+use mig_sim::checker::{Arbiter, Config, Mutant, Operator, Property, check};
+
+const PLAIN: Config = Config {
+    verify: false,
+    more_rounds: false,
+    arbiter: Arbiter::None,
+    operator: Operator::Silent,
+    questions_in_vain: 2,
+    mutant: None,
+};
 
 fn holds(config: Config) {
     let began = std::time::Instant::now();
@@ -14,23 +23,74 @@ fn found(mutant: Mutant, config: Config, property: Property) {
     println!("{mutant:?}: {verdict}");
     let trace = verdict.broken.unwrap_or_else(|| panic!("{mutant:?} was not found"));
     assert_eq!(trace.property, property, "{mutant:?}");
-}
-
-#[test]
-fn in_no_state_do_two_run_the_guest() {
-    for verify in [false, true] {
-        for more_rounds in [false, true] {
-            holds(Config { verify, more_rounds, mutant: None });
-        }
+    if property == Property::TwoRun {
+        assert!(trace.steps.last().is_some_and(|step| step.starts_with("SD")), "both run in the end");
     }
 }
 
 #[test]
+fn in_no_state_do_two_run_the_guest() {
+    holds(PLAIN);
+    holds(Config { operator: Operator::Truthful, ..PLAIN });
+}
+
+#[test]
+fn in_no_state_of_one_with_an_arbiter_do_two_run_the_guest() {
+    holds(Config { arbiter: Arbiter::Reliable, ..PLAIN });
+    holds(Config { arbiter: Arbiter::Unreliable, ..PLAIN });
+    holds(Config { arbiter: Arbiter::Unreliable, operator: Operator::Truthful, ..PLAIN });
+}
+
+#[test]
 fn taking_a_failed_send_for_one_that_was_not_received_makes_two_run() {
-    found(Mutant::FailedSendMeansNotReceived, Config::default(), Property::TwoRun);
+    found(Mutant::FailedSendMeansNotReceived, PLAIN, Property::TwoRun);
 }
 
 #[test]
 fn resuming_on_any_error_makes_two_run() {
-    found(Mutant::ResumeOnAnyError, Config::default(), Property::TwoRun);
+    found(Mutant::ResumeOnAnyError, PLAIN, Property::TwoRun);
+}
+
+#[test]
+fn answering_never_without_giving_the_copy_up_makes_two_run() {
+    found(Mutant::NeverWithoutRevoking, PLAIN, Property::TwoRun);
+}
+
+#[test]
+fn taking_unknown_for_never_makes_two_run() {
+    found(Mutant::UnknownTakenForNever, PLAIN, Property::TwoRun);
+}
+
+#[test]
+fn answering_never_for_a_session_that_was_forgotten_makes_two_run() {
+    found(Mutant::ForgottenMeansNever, PLAIN, Property::TwoRun);
+}
+
+#[test]
+fn running_a_complete_copy_because_the_source_is_gone_makes_two_run() {
+    found(Mutant::CompleteCopyRunsWhenTheSourceIsGone, PLAIN, Property::TwoRun);
+}
+
+#[test]
+fn a_destination_that_ignores_the_arbiters_no_makes_two_run() {
+    let config = Config { arbiter: Arbiter::Reliable, ..PLAIN };
+    found(Mutant::DestinationIgnoresDenied, config, Property::TwoRun);
+}
+
+#[test]
+fn an_arbiter_that_only_the_source_asks_makes_two_run() {
+    let config = Config { arbiter: Arbiter::Reliable, ..PLAIN };
+    found(Mutant::ArbiterOnOneSide, config, Property::TwoRun);
+}
+
+#[test]
+fn a_source_in_doubt_that_does_not_ask_may_never_know() {
+    found(Mutant::NeverAsks, PLAIN, Property::NeverEnds);
+}
+
+#[test]
+fn without_an_arbiter_a_wrong_word_of_an_operator_makes_two_run() {
+    let verdict = check(&Config { operator: Operator::Anything, ..PLAIN });
+    println!("a wrong word: {verdict}");
+    assert_eq!(verdict.broken.map(|trace| trace.property), Some(Property::TwoRun));
 }

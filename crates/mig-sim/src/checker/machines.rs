@@ -14,10 +14,11 @@ use mig_core::destination::{self, Destination, End};
 use mig_core::policy::Policy;
 use mig_core::progress::{OutcomeKind, PageCounts};
 use mig_core::source::{self, Source, SourceConfig};
+use mig_core::switchover::{ArbiterId, Claim, Word};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::describe::{Description, Refusal, Region};
-use mig_wire::frame::DestinationCosts;
+use mig_wire::frame::{DestinationCosts, Fate};
 
 /// One page channel: reordering against the control channel needs no second.
 const CHANNELS: u16 = 1;
@@ -44,6 +45,13 @@ pub(super) enum Input {
     Attached,
     Failed(Failure),
     Cancelled,
+    /// A question has arrived (the destination's side).
+    Asked,
+    Answered(Fate),
+    Unanswered,
+    /// The arbiter could not be asked, or its answer was lost.
+    ArbiterUnavailable,
+    Resolve(Word),
 }
 
 /// Why something failed, as far as it matters.
@@ -76,6 +84,14 @@ pub(super) enum Work {
     Verify,
     Load,
     FindGap,
+    /// Waiting until it is time to ask the destination.
+    Query,
+    /// The arbiter is asked, and has not decided yet.
+    Claim,
+    /// It has decided for this side; the answer is on its way.
+    Granted,
+    /// It has decided for the other side; the answer is on its way.
+    Denied,
 }
 
 /// What a machine asks for.
@@ -87,6 +103,7 @@ pub(super) enum Effect {
     SpendPermit,
     MintPermit,
     Work(Work),
+    Answer(Fate),
     SourceEnds(OutcomeKind),
     DestinationEnds(DestinationEnd),
 }
@@ -96,7 +113,6 @@ pub(super) enum Effect {
 pub(super) enum DestinationEnd {
     Running,
     NotReceived,
-    InDoubt,
     Lost,
 }
 
@@ -128,6 +144,7 @@ impl<T: Eq + Hash> Pool<T> {
 /// All states of both machines that came up, all messages, and all transitions.
 pub(super) struct Machines {
     verify: bool,
+    arbiter: Option<ArbiterId>,
     sources: Pool<Source>,
     destinations: Pool<Destination>,
     messages: Pool<Message>,
@@ -135,9 +152,10 @@ pub(super) struct Machines {
 }
 
 impl Machines {
-    pub(super) fn new(verify: bool) -> Self {
+    pub(super) fn new(verify: bool, arbitrated: bool) -> Self {
         Self {
             verify,
+            arbiter: arbitrated.then_some([3; 16]),
             sources: Pool::new(),
             destinations: Pool::new(),
             messages: Pool::new(),
@@ -147,8 +165,8 @@ impl Machines {
 
     /// Both machines before anything happened.
     pub(super) fn first(&mut self) -> (MachineId, MachineId) {
-        let source = self.sources.number(Source::new(config(self.verify)));
-        (source, self.destinations.number(Destination::new(SECRET, CHANNELS)))
+        let source = self.sources.number(Source::new(config(self.verify, self.arbiter)));
+        (source, self.destinations.number(Destination::new(SECRET, CHANNELS, self.arbiter)))
     }
 
     /// How many states and transitions of the machines themselves came up.
@@ -166,6 +184,10 @@ impl Machines {
 
     pub(super) fn source(&self, id: MachineId) -> &Source {
         &self.sources.values[id as usize]
+    }
+
+    pub(super) fn destination(&self, id: MachineId) -> &Destination {
+        &self.destinations.values[id as usize]
     }
 
     /// Gives a machine an input: the machine after it, and what it asks for.
@@ -206,11 +228,26 @@ impl Machines {
             Input::Done(Work::Resume) => Event::Resumed,
             Input::Failed(failure) => Event::Failed(fault(Side::Source, step, failure)),
             Input::Cancelled => Event::Cancelled { reason: None },
-            Input::Done(Work::WriteCommit | Work::Prepare | Work::Verify | Work::Load | Work::FindGap)
+            Input::Done(Work::Granted) => Event::Claimed(Claim::Granted),
+            Input::Done(Work::Denied) => Event::Claimed(Claim::Denied),
+            Input::ArbiterUnavailable => Event::Claimed(Claim::Unavailable(String::new())),
+            Input::Answered(fate) => Event::Answered(fate),
+            Input::Unanswered => Event::Unanswered(fault(Side::Source, step, Failure::Link)),
+            Input::Resolve(word) => Event::Resolve(word),
+            Input::Done(
+                Work::WriteCommit
+                | Work::Prepare
+                | Work::Verify
+                | Work::Load
+                | Work::FindGap
+                | Work::Query
+                | Work::Claim,
+            )
             | Input::Differs
             | Input::Refused
             | Input::ChannelEnded(_)
-            | Input::Attached => unreachable!("{input:?} at the source"),
+            | Input::Attached
+            | Input::Asked => unreachable!("{input:?} at the source"),
         }
     }
 
@@ -244,13 +281,15 @@ impl Machines {
                 drop(permit);
                 vec![Effect::MintPermit, Effect::Work(Work::Resume)]
             }
+            Action::Query { .. } => vec![Effect::Work(Work::Query)],
+            Action::Claim => vec![Effect::Work(Work::Claim)],
             Action::StopTracking | Action::Tell(_) => Vec::new(),
             Action::End(report) => vec![Effect::SourceEnds(report.outcome)],
         }
     }
 
     fn tell_destination(&mut self, id: MachineId, input: Input) -> (MachineId, Vec<Effect>) {
-        let machine = Destination::clone(&self.destinations.values[id as usize]);
+        let machine = Destination::clone(self.destination(id));
         let event = self.destination_event(machine.step(), input);
         let (machine, actions) = machine.handle(Duration::ZERO, event);
         let effects = actions.into_iter().flat_map(|action| self.destination_effects(action)).collect();
@@ -272,6 +311,11 @@ impl Machines {
             Input::Done(Work::FindGap) => Event::Gap(None),
             Input::Failed(failure) => Event::Failed(fault(Side::Destination, step, failure)),
             Input::Cancelled => Event::Cancelled { reason: None },
+            Input::Done(Work::Granted) => Event::Claimed(Claim::Granted),
+            Input::Done(Work::Denied) => Event::Claimed(Claim::Denied),
+            Input::ArbiterUnavailable => Event::Claimed(Claim::Unavailable(String::new())),
+            Input::Asked => Event::Query,
+            Input::Resolve(word) => Event::Resolve(word),
             Input::Done(
                 Work::Attach
                 | Work::StartTracking
@@ -280,10 +324,14 @@ impl Machines {
                 | Work::Pause
                 | Work::Save
                 | Work::Locate
-                | Work::WriteCommit,
+                | Work::WriteCommit
+                | Work::Query
+                | Work::Claim,
             )
             | Input::Connected
-            | Input::ManyDirty => unreachable!("{input:?} at the destination"),
+            | Input::ManyDirty
+            | Input::Answered(_)
+            | Input::Unanswered => unreachable!("{input:?} at the destination"),
         }
     }
 
@@ -299,18 +347,19 @@ impl Machines {
                 vec![Effect::MintPermit, Effect::Work(Work::Resume)]
             }
             Action::FindGap => vec![Effect::Work(Work::FindGap)],
+            Action::Claim => vec![Effect::Work(Work::Claim)],
+            Action::Answer(fate) => vec![Effect::Answer(fate)],
             Action::Accept { .. } | Action::Tell(_) => Vec::new(),
             Action::End(end) => vec![Effect::DestinationEnds(match end {
                 End::Running(_) => DestinationEnd::Running,
                 End::NotReceived(_) => DestinationEnd::NotReceived,
-                End::InDoubt(_) => DestinationEnd::InDoubt,
                 End::Lost(_) => DestinationEnd::Lost,
             })],
         }
     }
 }
 
-fn config(verify: bool) -> SourceConfig {
+fn config(verify: bool, arbiter: Option<ArbiterId>) -> SourceConfig {
     let description = Description {
         architecture: "x86_64".into(),
         page_bytes: 4096,
@@ -326,6 +375,7 @@ fn config(verify: bool) -> SourceConfig {
         channels: CHANNELS,
         verify,
         session: [7; 16],
+        arbiter,
         description,
         ram_bytes: RAM_BYTES,
         pause: Duration::ZERO,

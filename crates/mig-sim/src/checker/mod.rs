@@ -5,13 +5,14 @@
 
 mod line;
 mod machines;
+mod property;
 mod search;
 mod state;
 mod world;
 
 use std::fmt;
 
-use machines::Machines;
+use state::State;
 use world::World;
 
 /// What the world holds.
@@ -21,8 +22,39 @@ pub struct Config {
     pub verify: bool,
     /// A round may leave so much dirty that another one follows before the pause.
     pub more_rounds: bool,
+    /// Who decides in doubt.
+    pub arbiter: Arbiter,
+    /// What an operator says.
+    pub operator: Operator,
+    /// How many questions of a source in doubt may go without an answer, or get one that says nothing.
+    pub questions_in_vain: u8,
     /// A mistake.
     pub mutant: Option<Mutant>,
+}
+
+/// The arbiter of a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arbiter {
+    /// There is none.
+    #[default]
+    None,
+    /// It always answers.
+    Reliable,
+    /// Any question to it and any answer may be lost.
+    Unreliable,
+}
+
+/// What an operator says to sides in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operator {
+    /// Nothing.
+    #[default]
+    Silent,
+    /// `resume` only where the other side does not run the guest and will not unless he says so; `discard` as he
+    /// likes.
+    Truthful,
+    /// Anything, at any moment.
+    Anything,
 }
 
 /// What must hold in every state.
@@ -37,8 +69,10 @@ pub enum Property {
     EndsDoNotFit,
     /// Where both processes live, no resume failed and both machines have ended, somebody runs the guest.
     NobodyRuns,
-    /// With no further fault both machines end, and one side runs the guest.
+    /// While both processes live it can all still end, with one side running the guest, without another fault.
     NeverEnds,
+    /// Whatever has happened, an operator can end it.
+    BeyondWords,
 }
 
 /// A mistake, made where the drivers meet the machines.
@@ -48,6 +82,20 @@ pub enum Mutant {
     FailedSendMeansNotReceived,
     /// When anything fails after Commit the source runs the guest again.
     ResumeOnAnyError,
+    /// The destination answers `Never` and does not give its copy up.
+    NeverWithoutRevoking,
+    /// The source takes `Unknown` for `Never`.
+    UnknownTakenForNever,
+    /// The destination's listener answers `Never` for a session that it does not know (any more).
+    ForgottenMeansNever,
+    /// A destination with a complete copy runs it when the source is gone.
+    CompleteCopyRunsWhenTheSourceIsGone,
+    /// The destination runs the guest although the arbiter gave it to the source.
+    DestinationIgnoresDenied,
+    /// The source asks the arbiter, the destination does not.
+    ArbiterOnOneSide,
+    /// A source in doubt does not ask.
+    NeverAsks,
 }
 
 /// What was found.
@@ -76,18 +124,22 @@ pub struct Trace {
 
 /// Visits every state, or all those up to the first that breaks a property.
 pub fn check(config: &Config) -> Verdict {
-    let mut world = World { config: *config, machines: Machines::new(config.verify) };
+    let mut world = World::new(*config);
     let graph = search::search(&mut world);
     let broken = graph.broken.or_else(|| {
-        let ends = graph.can_reach(world::NATURAL, |state| {
-            state.all_over() && (state.runners() == 1 || state.excused() || !state.both_live())
-        });
-        let at = ends.iter().position(|ends| !ends)?;
-        Some((at as u32, Property::NeverEnds))
+        let settles = graph.can_reach(world::NATURAL, |state| world.is_settled(state));
+        let unsettled =
+            graph.states().iter().zip(settles).position(|(s, settles)| !settles && !s.is_excused());
+        Some((unsettled? as u32, Property::NeverEnds))
+    });
+    let broken = broken.or_else(|| {
+        let ends = graph.can_reach(world::WITH_WORDS, State::all_over);
+        let endless = ends.iter().position(|ends| !ends).filter(|_| config.operator != Operator::Silent);
+        Some((endless? as u32, Property::BeyondWords))
     });
     let broken = broken.map(|(at, property)| {
         let way = graph.way_to(at);
-        let holders = |state: state::State| {
+        let holders = |state: State| {
             let mark = |permit, letter| if permit { letter } else { '-' };
             format!("{}{}", mark(state.source.permit, 'S'), mark(state.destination.permit, 'D'))
         };

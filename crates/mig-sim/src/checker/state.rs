@@ -3,8 +3,11 @@
 //!
 //! Invariant: states that cannot be told apart by what may still happen are equal ([`State::settle`]).
 
+use std::time::Duration;
+
 use mig_core::Side;
 use mig_core::progress::OutcomeKind;
+use mig_wire::frame::Fate;
 
 use super::line::Line;
 use super::machines::{DestinationEnd, MachineId, MessageId, Work};
@@ -24,6 +27,25 @@ pub(super) struct State {
     pub(super) destination_end: Option<DestinationEnd>,
     /// The destination has said that it never ran the guest and never will.
     pub(super) promised: bool,
+    /// The question that the source waits to be answered.
+    pub(super) question: Question,
+    /// One that it does not wait for any more, but that may still arrive.
+    pub(super) stray: bool,
+    /// How often it has asked in vain.
+    pub(super) in_vain: u8,
+    /// The destination's listener has forgotten the session.
+    pub(super) forgotten: bool,
+    /// Whom the arbiter gave the guest. It survives every crash.
+    pub(super) register: Option<Side>,
+}
+
+/// A question of a source in doubt, on a connection of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Question {
+    None,
+    OnItsWay,
+    /// The answer is.
+    Answered(Fate),
 }
 
 /// A side: its process, its driver, its machine.
@@ -68,14 +90,14 @@ impl Host {
         self.machine.is_some() && self.link
     }
 
-    fn has_ended(&mut self) {
+    fn ends(&mut self) {
         self.machine = None;
         self.link = false;
         self.work = Line::EMPTY;
     }
 
     fn crashes(&mut self) {
-        self.has_ended();
+        self.ends();
         self.alive = false;
         self.permit = false;
         self.resume_failed = false;
@@ -109,6 +131,11 @@ impl State {
             source_end: None,
             destination_end: None,
             promised: false,
+            question: Question::None,
+            stray: false,
+            in_vain: 0,
+            forgotten: false,
+            register: None,
         }
     }
 
@@ -154,15 +181,37 @@ impl State {
     }
 
     pub(super) fn end(&mut self, side: Side) {
-        self.host_mut(side).has_ended();
+        self.host_mut(side).ends();
     }
 
     pub(super) fn crash(&mut self, side: Side) {
         self.host_mut(side).crashes();
     }
 
+    /// Gives the current question up: it may still arrive, its answer does not.
+    pub(super) fn stop_waiting(&mut self) {
+        self.stray |= self.question == Question::OnItsWay;
+        self.question = Question::None;
+    }
+
+    /// What the destination's listener answers for it once its machine has ended, or after a crash.
+    pub(super) fn fate(&self) -> Fate {
+        let known = self.destination_end.filter(|_| self.destination.alive && !self.forgotten);
+        match known {
+            Some(DestinationEnd::NotReceived) => Fate::Never,
+            Some(DestinationEnd::Running) => {
+                Fate::Running { resume: Duration::ZERO, running_for: Duration::ZERO }
+            }
+            Some(DestinationEnd::Lost) => Fate::Lost,
+            None => Fate::Unknown,
+        }
+    }
+
     /// Drops what can have no effect any more.
     pub(super) fn settle(&mut self) {
+        if self.source.machine.is_none() {
+            self.stop_waiting();
+        }
         for side in [Side::Source, Side::Destination] {
             if !self.host(side).listens() {
                 self.to_mut(side).queue = Line::EMPTY;
@@ -170,6 +219,7 @@ impl State {
         }
         if self.destination.machine.is_none() {
             self.pages.queue = Line::EMPTY;
+            self.stray = false;
         }
         if !self.source.work.contains(Work::Attach) {
             self.attached = false;
@@ -179,6 +229,7 @@ impl State {
         }
         if self.all_over() {
             self.pages = Lane::OPEN;
+            (self.in_vain, self.register, self.forgotten) = (0, None, false);
         }
     }
 }

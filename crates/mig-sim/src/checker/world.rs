@@ -6,13 +6,14 @@
 //! then, for ever nothing after it, and neither side is told.
 
 use mig_core::Side;
-use mig_core::progress::OutcomeKind;
+use mig_core::switchover::Word;
 use mig_wire::Message;
+use mig_wire::frame::Fate;
 
-use super::machines::{DestinationEnd, Effect, Failure, Input, Machines, MessageId, Work};
+use super::machines::{Effect, Failure, Input, MachineId, Machines, MessageId, Work};
 use super::search::Model;
-use super::state::{State, Token, peer};
-use super::{Config, Mutant, Property};
+use super::state::{Question, State, Token, peer};
+use super::{Arbiter, Config, Mutant, Operator, Property};
 
 /// Something that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +37,22 @@ pub(super) enum Step {
     /// A direction of the control connection, by whom it led to.
     Cut(Side),
     CutPages,
+    /// The source connects to ask.
+    Asks,
+    /// It cannot, or has waited long enough for an answer.
+    Unanswered,
+    /// A question arrives: the one that the source waits for, or one that it does not wait for any more.
+    QuestionArrives {
+        stray: bool,
+    },
+    AnswerArrives,
+    /// The arbiter decides on a claim.
+    Decides(Side),
+    /// Its answer, or the question, is lost.
+    ArbiterFails(Side),
+    Says(Side, Word),
+    /// The destination's listener forgets the session: too many came after it.
+    Forgets,
 }
 
 /// How work went.
@@ -53,10 +70,12 @@ pub(super) enum Outcome {
 
 /// Steps that need neither a fault nor anybody's will: with these alone everything must end well.
 pub(super) const NATURAL: u8 = 0;
+/// Those, and the words of an operator.
+pub(super) const WITH_WORDS: u8 = 1;
 
 /// The model.
 pub(super) struct World {
-    pub(super) config: Config,
+    config: Config,
     pub(super) machines: Machines,
 }
 
@@ -85,6 +104,7 @@ impl Model for World {
         if !state.pages.cut && !state.all_over() {
             possible.push(Step::CutPages);
         }
+        self.questions(state, &mut possible);
         for step in possible {
             let mut next = *state;
             self.take(&mut next, step);
@@ -105,19 +125,31 @@ impl Model for World {
             Step::Works(_, _, Outcome::Done) => Some(NATURAL),
             // that is not a fault where nobody is there to attach to
             Step::Works(_, Work::Attach, Outcome::Failed) => Some(NATURAL),
-            Step::NoticesPages(_) => Some(NATURAL),
+            Step::NoticesPages(_) | Step::Asks | Step::QuestionArrives { .. } | Step::AnswerArrives => {
+                Some(NATURAL)
+            }
+            Step::Decides(_) => Some(NATURAL),
+            Step::Says(..) => Some(WITH_WORDS),
             Step::Works(..)
             | Step::Suspects(_)
             | Step::TooLate(_)
             | Step::Cancels(_)
             | Step::Crashes(_)
             | Step::Cut(_)
-            | Step::CutPages => None,
+            | Step::CutPages
+            | Step::Unanswered
+            | Step::ArbiterFails(_)
+            | Step::Forgets => None,
         }
     }
 }
 
 impl World {
+    pub(super) fn new(config: Config) -> Self {
+        let machines = Machines::new(config.verify, config.arbiter != Arbiter::None);
+        Self { config, machines }
+    }
+
     /// What can happen to a side.
     fn possible(&self, state: &State, side: Side, possible: &mut Vec<Step>) {
         let host = state.host(side);
@@ -146,7 +178,17 @@ impl World {
         if state.pages.cut {
             possible.push(Step::NoticesPages(side));
         }
+        for word in [Word::Resume, Word::Discard] {
+            if self.may_say(state, side, word) {
+                possible.push(Step::Says(side, word));
+            }
+        }
         for work in host.work.iter() {
+            if matches!(work, Work::Claim | Work::Granted | Work::Denied)
+                && self.config.arbiter == Arbiter::Unreliable
+            {
+                possible.push(Step::ArbiterFails(side));
+            }
             let outcomes: &[Outcome] = match work {
                 Work::Attach if state.attached => &[Outcome::Done, Outcome::Failed],
                 Work::Attach => &[Outcome::Failed],
@@ -155,7 +197,12 @@ impl World {
                 }
                 Work::Verify => &[Outcome::Done, Outcome::Differs, Outcome::Failed],
                 Work::Prepare => &[Outcome::Done, Outcome::Refused, Outcome::Failed],
-                Work::FindGap => &[Outcome::Done],
+                Work::FindGap | Work::Granted | Work::Denied => &[Outcome::Done],
+                Work::Claim => {
+                    possible.push(Step::Decides(side));
+                    continue;
+                }
+                Work::Query => continue,
                 Work::StartTracking
                 | Work::SendPages
                 | Work::Sync
@@ -167,6 +214,69 @@ impl World {
                 | Work::Load => &[Outcome::Done, Outcome::Failed],
             };
             possible.extend(outcomes.iter().map(|outcome| Step::Works(side, work, *outcome)));
+        }
+    }
+
+    /// What can happen to questions and answers.
+    fn questions(&mut self, state: &State, possible: &mut Vec<Step>) {
+        let more = state.in_vain < self.config.questions_in_vain;
+        if state.source.work.contains(Work::Query) {
+            possible.push(Step::Asks);
+            if more {
+                possible.push(Step::Unanswered);
+            }
+        }
+        match state.question {
+            // the last question that is modelled gets a real answer where there can be one: without that rule
+            // the bound would look like a source that has stopped asking
+            Question::OnItsWay if more => {
+                possible.extend([Step::QuestionArrives { stray: false }, Step::Unanswered]);
+            }
+            Question::OnItsWay if !self.would_answer_unknown(state) => {
+                possible.push(Step::QuestionArrives { stray: false });
+            }
+            Question::Answered(_) => {
+                possible.push(Step::AnswerArrives);
+                if more {
+                    possible.push(Step::Unanswered);
+                }
+            }
+            Question::OnItsWay | Question::None => {}
+        }
+        if state.stray {
+            possible.push(Step::QuestionArrives { stray: true });
+        }
+        let known = state.destination_end.is_some() && state.destination.alive && !state.forgotten;
+        if known && state.source.machine.is_some() {
+            possible.push(Step::Forgets);
+        }
+    }
+
+    fn would_answer_unknown(&mut self, state: &State) -> bool {
+        let mut trial = *state;
+        self.take(&mut trial, Step::QuestionArrives { stray: false });
+        trial.question == Question::Answered(Fate::Unknown)
+    }
+
+    /// What an operator may say to a side.
+    fn may_say(&self, state: &State, side: Side, word: Word) -> bool {
+        match (self.config.operator, word) {
+            (Operator::Silent, _) => false,
+            (Operator::Anything, _) | (Operator::Truthful, Word::Discard) => true,
+            (Operator::Truthful, Word::Resume) => self.will_not_run(state, peer(side)),
+        }
+    }
+
+    /// What an operator who looked may be sure of: a side does not run the guest, and will not unless he says so.
+    fn will_not_run(&self, state: &State, side: Side) -> bool {
+        let host = state.host(side);
+        match (host.machine, side) {
+            (None, _) => !host.permit,
+            // with an arbiter it may be about to be granted the guest
+            (Some(machine), Side::Source) => {
+                self.config.arbiter == Arbiter::None && self.machines.source(machine).is_in_doubt()
+            }
+            (Some(machine), Side::Destination) => self.machines.destination(machine).is_in_doubt(),
         }
     }
 
@@ -197,6 +307,40 @@ impl World {
             Step::Crashes(side) => state.crash(side),
             Step::Cut(side) => state.to_mut(side).cuts(),
             Step::CutPages => state.pages.cuts(),
+            Step::Asks => {
+                state.source.work.remove(Work::Query);
+                state.question = Question::OnItsWay;
+            }
+            Step::Unanswered => {
+                state.in_vain += 1;
+                state.source.work.remove(Work::Query);
+                state.stop_waiting();
+                self.tell(state, Side::Source, Input::Unanswered);
+            }
+            Step::QuestionArrives { stray } => self.asked(state, stray),
+            Step::AnswerArrives => {
+                if let Question::Answered(fate) = state.question {
+                    state.question = Question::None;
+                    state.in_vain += u8::from(fate == Fate::Unknown);
+                    self.tell(state, Side::Source, Input::Answered(fate));
+                }
+            }
+            Step::Decides(side) => {
+                let holder = *state.register.get_or_insert(side);
+                let granted = holder == side || self.ignores_the_register(side);
+                let work = &mut state.host_mut(side).work;
+                work.remove(Work::Claim);
+                work.insert(if granted { Work::Granted } else { Work::Denied });
+            }
+            Step::ArbiterFails(side) => {
+                let work = &mut state.host_mut(side).work;
+                for of_the_claim in [Work::Claim, Work::Granted, Work::Denied] {
+                    work.remove(of_the_claim);
+                }
+                self.tell(state, side, Input::ArbiterUnavailable);
+            }
+            Step::Says(side, word) => self.tell(state, side, Input::Resolve(word)),
+            Step::Forgets => state.forgotten = true,
         }
     }
 
@@ -225,6 +369,32 @@ impl World {
         self.tell(state, side, input);
     }
 
+    /// A question reaches the destination's process: its machine answers, or else its listener.
+    fn asked(&mut self, state: &mut State, stray: bool) {
+        let before = *state;
+        let answer = match state.destination.machine {
+            Some(_) => {
+                state.question = Question::None;
+                self.tell(state, Side::Destination, Input::Asked);
+                let Question::Answered(fate) = state.question else {
+                    unreachable!("a question is answered in the transition that hears it");
+                };
+                if self.config.mutant == Some(Mutant::NeverWithoutRevoking) && fate == Fate::Never {
+                    *state = before;
+                }
+                fate
+            }
+            None if self.config.mutant == Some(Mutant::ForgottenMeansNever) && state.forgotten => Fate::Never,
+            None => state.fate(),
+        };
+        state.question = if stray { before.question } else { Question::Answered(answer) };
+        state.stray &= !stray;
+    }
+
+    fn ignores_the_register(&self, side: Side) -> bool {
+        side == Side::Destination && self.config.mutant == Some(Mutant::ArbiterOnOneSide)
+    }
+
     /// Gives a machine an input and carries out what it asks for.
     fn tell(&mut self, state: &mut State, side: Side, input: Input) {
         let Some(machine) = state.host(side).machine else { return };
@@ -237,12 +407,24 @@ impl World {
     }
 
     /// What a driver with the mutant's mistake makes of an input.
-    fn mistaken(&mut self, side: Side, machine: u32, input: Input) -> Input {
-        match (self.config.mutant, side, input) {
-            (Some(Mutant::ResumeOnAnyError), Side::Source, Input::Failed(_))
+    fn mistaken(&mut self, side: Side, machine: MachineId, input: Input) -> Input {
+        let Some(mutant) = self.config.mutant else { return input };
+        match (mutant, side, input) {
+            (Mutant::ResumeOnAnyError, Side::Source, Input::Failed(_))
                 if self.machines.source(machine).is_committed() =>
             {
                 self.proof_that_it_never_ran()
+            }
+            (Mutant::UnknownTakenForNever, _, Input::Answered(Fate::Unknown)) => Input::Answered(Fate::Never),
+            (Mutant::DestinationIgnoresDenied, Side::Destination, Input::Done(Work::Denied)) => {
+                Input::Done(Work::Granted)
+            }
+            (
+                Mutant::CompleteCopyRunsWhenTheSourceIsGone,
+                Side::Destination,
+                Input::Failed(Failure::Link),
+            ) if self.machines.destination(machine).step() == mig_core::Step::Commit => {
+                Input::Message(self.machines.number(Message::Commit))
             }
             _ => input,
         }
@@ -268,6 +450,11 @@ impl World {
             Effect::SendRound(round) => state.pages.send(Token::RoundEnd(round)),
             Effect::SpendPermit => state.source.permit = false,
             Effect::MintPermit => state.host_mut(side).permit = true,
+            Effect::Answer(fate) => {
+                state.promised |= fate == Fate::Never;
+                state.question = Question::Answered(fate);
+            }
+            Effect::Work(Work::Query) if self.config.mutant == Some(Mutant::NeverAsks) => {}
             Effect::Work(work) => {
                 state.host_mut(side).work.insert(work);
                 if work == Work::Attach {
@@ -283,6 +470,13 @@ impl World {
                 state.end(side);
             }
         }
+    }
+
+    /// One side runs the guest, and the other has ended; or it keeps a copy that nobody will ask for: the source
+    /// ended with the guest before it committed, and the link that would have told so is gone.
+    pub(super) fn is_settled(&self, state: &State) -> bool {
+        let spare = |machine| self.machines.destination(machine).is_in_doubt();
+        state.runners() == 1 && state.source.machine.is_none() && state.destination.machine.is_none_or(spare)
     }
 
     /// A step in words.
@@ -305,36 +499,15 @@ impl World {
             Step::Crashes(side) => format!("the {side} crashes"),
             Step::Cut(side) => format!("the link to the {side} is cut"),
             Step::CutPages => "the page channel is cut".into(),
+            Step::Asks => "the source asks".into(),
+            Step::Unanswered => "the source gets no answer".into(),
+            Step::QuestionArrives { stray: false } => "the question arrives".into(),
+            Step::QuestionArrives { stray: true } => "an old question arrives".into(),
+            Step::AnswerArrives => "the source hears the answer".into(),
+            Step::Decides(side) => format!("the arbiter decides on the {side}'s claim"),
+            Step::ArbiterFails(side) => format!("the {side} cannot hear the arbiter"),
+            Step::Says(side, word) => format!("an operator says {word:?} to the {side}"),
+            Step::Forgets => "the destination's listener forgets the session".into(),
         }
-    }
-}
-
-impl Property {
-    fn broken_by(state: &State) -> Option<Self> {
-        let moved = state.source_end == Some(OutcomeKind::Moved);
-        let stays = state.source_end == Some(OutcomeKind::StillHere);
-        let broken = [
-            (Self::TwoRun, state.runners() > 1),
-            (Self::PromiseBroken, state.promised && state.destination.permit),
-            (Self::EndsDoNotFit, moved && state.destination_end == Some(DestinationEnd::NotReceived)),
-            (
-                Self::EndsDoNotFit,
-                stays && state.source.alive && !state.source.permit && !state.source.resume_failed,
-            ),
-            (
-                Self::NobodyRuns,
-                state.all_over() && state.both_live() && state.runners() == 0 && !state.excused(),
-            ),
-        ];
-        broken.into_iter().find(|(_, broken)| *broken).map(|(property, _)| property)
-    }
-}
-
-impl State {
-    /// Nobody can be expected to run the guest: a resume failed, or in doubt was taken for an end.
-    pub(super) fn excused(&self) -> bool {
-        self.source.resume_failed
-            || self.destination.resume_failed
-            || self.source_end == Some(OutcomeKind::InDoubt)
     }
 }

@@ -1,0 +1,41 @@
+//! What must hold in every state, and what must be reachable from it.
+
+use mig_core::progress::OutcomeKind;
+
+use super::Property;
+use super::machines::DestinationEnd;
+use super::state::State;
+
+impl Property {
+    /// The property that a state breaks by what it is.
+    pub(super) fn broken_by(state: &State) -> Option<Self> {
+        let (source, destination) = (&state.source, &state.destination);
+        let moved = state.source_end == Some(OutcomeKind::Moved);
+        let stays = state.source_end == Some(OutcomeKind::StillHere);
+        let received = state.destination_end == Some(DestinationEnd::Running);
+        let broken = [
+            (Self::TwoRun, state.runners() > 1),
+            (Self::PromiseBroken, state.promised && destination.permit),
+            (Self::EndsDoNotFit, moved && state.destination_end == Some(DestinationEnd::NotReceived)),
+            (Self::EndsDoNotFit, stays && source.alive && !source.permit && !source.resume_failed),
+            (Self::EndsDoNotFit, received && destination.alive && !destination.permit),
+            (
+                Self::NobodyRuns,
+                state.all_over() && state.both_live() && state.runners() == 0 && !state.is_excused(),
+            ),
+        ];
+        broken.into_iter().find(|(_, broken)| *broken).map(|(property, _)| property)
+    }
+}
+
+impl State {
+    /// Nobody can be expected to run the guest without an operator's word: a process died, a resume failed, an
+    /// operator has already dropped a copy, or the listener has forgotten what it is asked for.
+    pub(super) fn is_excused(&self) -> bool {
+        !self.both_live()
+            || self.source.resume_failed
+            || self.destination.resume_failed
+            || self.source_end == Some(OutcomeKind::Discarded)
+            || self.forgotten
+    }
+}

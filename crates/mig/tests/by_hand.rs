@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use mig::describe::Region;
 use mig::{Control, Description, Fault, Listener, ReceiveOptions, Received, Section, receive};
+use mig_wire::frame::Fate;
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
-use mig_wire::hello::{Attach, Hello, session_tag};
+use mig_wire::hello::{Attach, Hello, Query, session_tag};
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
 use mig_wire::{Blame, Message};
 use model::{Host, Model};
@@ -80,6 +81,8 @@ impl Peer {
 struct Source {
     control: Peer,
     channels: [Peer; 2],
+    address: mig::Address,
+    secret: [u8; 16],
 }
 
 fn attach(address: &mig::Address, secret: [u8; 16], channel: u16) -> Peer {
@@ -121,7 +124,22 @@ impl Source {
         for channel in &mut channels {
             assert_eq!(channel.hear(), Some(Message::Attached));
         }
-        Self { control, channels }
+        Self { control, channels, address: address.clone(), secret: welcome.secret }
+    }
+
+    /// Asks on a new connection; the answer.
+    fn query(&self, secret: [u8; 16]) -> Option<Message> {
+        let mut asking = Peer::connect(&self.address);
+        asking.say(&Message::Query(Query { session: SESSION, secret }));
+        asking.hear()
+    }
+
+    /// An empty guest, up to Ready.
+    fn until_ready(&mut self) {
+        self.end_round(0, [(0, 0), (0, 0)]);
+        self.state(0);
+        assert_eq!(self.control.hear(), Some(Message::RoundAck { round: 0 }));
+        assert!(matches!(self.control.hear(), Some(Message::Ready { .. })));
     }
 
     fn end_round(&mut self, round: u32, counts: [(u64, u64); 2]) {
@@ -180,6 +198,54 @@ fn a_page_that_becomes_zero_after_it_was_sent_is_zero_here() {
     let Received::Running { vm, report } = outcome else { panic!("not running") };
     assert_eq!([3, 4, 600, 601].map(|page| vm.first_byte(page)), [0, 0xbb, 0xcc, 0]);
     assert_eq!((report.pages.raw, report.pages.zero, report.rounds), (3, 2, 2));
+}
+
+#[test]
+fn whoever_asks_with_the_secret_has_the_guest_back_and_a_commit_on_the_old_connection_meets_nobody() {
+    let outcome = received(|source| {
+        source.until_ready();
+        assert_eq!(source.query(source.secret), Some(Message::Outcome(Fate::Never)));
+        // the old connection was never lost: the other half of the network is slow, not dead
+        source.control.say(&Message::Commit);
+        while let Some(message) = source.control.hear() {
+            assert!(!matches!(message, Message::Running { .. }), "{message:?}");
+        }
+        assert_eq!(
+            source.query(source.secret),
+            Some(Message::Outcome(Fate::Never)),
+            "as often as it is asked"
+        );
+    });
+    assert!(matches!(outcome, Received::NotReceived(_)));
+}
+
+#[test]
+fn whoever_asks_without_the_secret_learns_nothing_and_changes_nothing() {
+    let outcome = received(|source| {
+        assert_eq!(
+            source.query(source.secret),
+            Some(Message::Outcome(Fate::Unknown)),
+            "nothing can be in doubt"
+        );
+        source.until_ready();
+        let mut close = source.secret;
+        close[15] ^= 1;
+        for wrong in [close, [0; 16]] {
+            assert_eq!(source.query(wrong), Some(Message::Outcome(Fate::Unknown)));
+        }
+        source.control.say(&Message::Commit);
+        assert!(matches!(source.control.hear(), Some(Message::Running { .. })));
+        assert!(matches!(source.control.hear(), Some(Message::Gap(_))));
+        let answer = loop {
+            match source.query(source.secret) {
+                Some(Message::Outcome(Fate::Unknown)) | None => {}
+                answer => break answer,
+            }
+        };
+        assert!(matches!(answer, Some(Message::Outcome(Fate::Running { .. }))), "{answer:?}");
+        assert_eq!(source.query(close), Some(Message::Outcome(Fate::Unknown)));
+    });
+    assert!(matches!(outcome, Received::Running { .. }));
 }
 
 #[test]

@@ -168,7 +168,25 @@ impl Header {
         if u64::from(length) > limit {
             return Err(WireError::TooMany { what: "frame length", value: u64::from(length), limit });
         }
-        Ok(Self { kind, items, length, round, sequence, session, body_crc })
+        let header = Self { kind, items, length, round, sequence, session, body_crc };
+        header.check_unused()?;
+        Ok(header)
+    }
+
+    /// Fields that a kind has no use for are 0, so that one message has one encoding.
+    fn check_unused(&self) -> Result<(), WireError> {
+        let (table, round) = match self.kind {
+            Kind::Pages => (true, true),
+            Kind::RoundEnd => (false, true),
+            _ => (false, false),
+        };
+        let fields = [
+            ("table entries of a frame without a table", !table, u64::from(self.items)),
+            ("round of a message", !round, u64::from(self.round)),
+            ("body checksum on a page channel", round, u64::from(self.body_crc)),
+        ];
+        let odd = fields.into_iter().find(|(_, unused, value)| *unused && *value != 0);
+        odd.map_or(Ok(()), |(what, _, value)| Err(WireError::Unknown { what, value }))
     }
 
     /// The length as a size in memory.
@@ -182,14 +200,35 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header { kind: Kind::State, items: 0, length: 77, round: 3, sequence: 9, session: !7, body_crc: 5 }
+        Header { kind: Kind::State, items: 0, length: 77, round: 0, sequence: 9, session: !7, body_crc: 5 }
     }
 
     #[test]
     fn a_header_comes_back_whatever_its_kind() {
         for kind in Kind::ALL {
-            let header = Header { kind, length: 1, ..header() };
+            let message = Header { kind, length: 1, ..header() };
+            let header = match kind {
+                Kind::Pages => Header { items: 2, round: 3, body_crc: 0, ..message },
+                Kind::RoundEnd => Header { round: 3, body_crc: 0, ..message },
+                _ => message,
+            };
             assert_eq!(Header::decode(&header.encode()), Ok(header));
+        }
+    }
+
+    #[test]
+    fn a_field_that_a_kind_has_no_use_for_is_zero() {
+        let message = header();
+        let pages = Header { kind: Kind::Pages, items: 1, round: 3, body_crc: 0, ..message };
+        let round_end = Header { items: 0, kind: Kind::RoundEnd, length: 16, ..pages };
+        for odd in [
+            Header { items: 1, ..message },
+            Header { round: 1, ..message },
+            Header { body_crc: 1, ..pages },
+            Header { items: 1, ..round_end },
+            Header { body_crc: 1, ..round_end },
+        ] {
+            assert!(matches!(Header::decode(&odd.encode()), Err(WireError::Unknown { .. })), "{odd:?}");
         }
     }
 

@@ -1,0 +1,255 @@
+//! The source's machine with a hostile destination.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use mig_core::domain::Domain;
+use mig_core::policy::Policy;
+use mig_core::progress::{OutcomeKind, PageCounts};
+use mig_core::source::{Action, Event, Source, SourceConfig};
+use mig_core::{Blame, Fault, Side, Step};
+use mig_wire::Message;
+use mig_wire::frame::ChunkDigests;
+
+use crate::input::{Frame, Input, Luck, Turn};
+use crate::{bounds, heap, seeds, stream};
+
+/// How far a conversation came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// Messages that the machine was given.
+    pub messages: u64,
+    /// Rounds it sent.
+    pub rounds: u32,
+    /// Whether it gave the guest away.
+    pub committed: bool,
+    /// How it ended.
+    pub outcome: Option<OutcomeKind>,
+}
+
+/// Gives the frames to the machine, between what the script has happen on this side; then the link is lost.
+///
+/// # Panics
+/// When the machine panics, keeps or allocates more than its bound, does not end, or gives out a second right
+/// to run the guest.
+pub fn converse(input: &Input<'_>) -> Reach {
+    let mut host = Host::new();
+    host.feed(Event::Connected, 0);
+    let mut frames = input.frames();
+    for at in 0.. {
+        let turn = input.turn(at);
+        host.live(turn);
+        let before = heap::live_bytes();
+        match stream::next(&mut frames) {
+            None => break,
+            Some(Ok(read)) => {
+                let message_bytes = (heap::live_bytes() - before).unsigned_abs();
+                host.heard(read.frame, message_bytes);
+            }
+            Some(Err(error)) => {
+                host.fail(Blame::Peer, error.to_string());
+                break;
+            }
+        }
+    }
+    host.close()
+}
+
+/// What carries out the machine's actions.
+struct Host {
+    machine: Option<Source>,
+    domain: Domain,
+    now: Duration,
+    /// Under way, in order.
+    pending: VecDeque<Pending>,
+    own_bytes: usize,
+    /// What was allocated as the machine was made; what it kept since is beyond that.
+    live_bytes: isize,
+    reach: Reach,
+    resumed: bool,
+    /// The destination said that it never ran the guest.
+    promised: bool,
+}
+
+/// An action under way. Plain, so that what is kept is the machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    Attach,
+    StartTracking,
+    Send,
+    Sync,
+    Pause,
+    Save,
+    Locate,
+    Resume,
+}
+
+impl Host {
+    fn new() -> Self {
+        let description = seeds::description();
+        let domain = Domain::new(&description.regions).expect("a seed is valid");
+        let (machine, usage) = heap::measure(|| {
+            Source::new(SourceConfig {
+                policy: Policy { max_rounds: 5, ..Policy::default() },
+                channels: 2,
+                verify: true,
+                session: seeds::SESSION,
+                ram_bytes: domain.bytes(),
+                description,
+                pause: Duration::from_millis(1),
+                save: Duration::from_millis(1),
+                verify_cost: Duration::from_millis(1),
+            })
+        });
+        Self {
+            machine: Some(machine),
+            domain,
+            now: Duration::ZERO,
+            pending: VecDeque::with_capacity(bounds::COMPLETIONS_PER_MESSAGE),
+            own_bytes: usage.kept_bytes + 4096,
+            live_bytes: heap::live_bytes(),
+            reach: Reach::default(),
+            resumed: false,
+            promised: false,
+        }
+    }
+
+    /// Lets this side go on.
+    fn live(&mut self, turn: Turn) {
+        self.now += Duration::from_millis(turn.elapsed_ms);
+        if turn.cancelled {
+            self.feed(Event::Cancelled { reason: None }, 0);
+        }
+        let most = turn.completions.min(bounds::COMPLETIONS_PER_MESSAGE);
+        for at in 0..most {
+            let Some(pending) = self.pending.pop_front() else { return };
+            let event = complete(pending, if at == 0 { turn.luck } else { Luck::Good });
+            self.feed(event, 0);
+        }
+        assert!(turn.completions <= most || self.pending.is_empty(), "it never waits for its peer");
+    }
+
+    fn heard(&mut self, frame: Frame, message_bytes: usize) {
+        // pings and pongs are the link's own; page channels carry nothing to a source
+        match frame {
+            Frame::Message(Message::Ping(_)) => {}
+            Frame::Message(Message::Pong(token)) => {
+                self.feed(Event::RoundTrip(Duration::from_nanos(token)), 0);
+            }
+            Frame::Message(message) => {
+                self.reach.messages += 1;
+                self.promised |= self.reach.committed && matches!(message, Message::Abort(_));
+                self.feed(Event::Message(message), message_bytes);
+            }
+            Frame::Pages { .. } | Frame::RoundEnd { .. } => {}
+        }
+    }
+
+    fn fail(&mut self, blame: Blame, cause: String) {
+        let step = self.machine.as_ref().expect("put back").step();
+        let cause_bytes = cause.len();
+        self.feed(Event::Failed(Fault::new(Side::Source, step, blame, cause)), cause_bytes);
+    }
+
+    /// The link is lost, and what is under way comes to its end.
+    fn close(mut self) -> Reach {
+        self.fail(Blame::Network, "lost".into());
+        self.live(Turn { completions: usize::MAX, luck: Luck::Good, cancelled: false, elapsed_ms: 0 });
+        assert!(self.machine.as_ref().expect("put back").has_ended(), "it ends when its link is lost");
+        let outcome = self.reach.outcome.expect("it says how it ended");
+        assert_eq!(outcome == OutcomeKind::StillHere, !self.reach.committed || self.resumed);
+        self.reach
+    }
+
+    fn feed(&mut self, event: Event, message_bytes: usize) {
+        let machine = self.machine.take().expect("put back below");
+        let now = self.now;
+        let ((machine, actions), usage) = heap::measure(|| machine.handle(now, event));
+        let bound = bounds::handling(message_bytes, self.own_bytes);
+        assert!(usage.peak_bytes <= bound, "{} bytes allocated, at most {bound} may be", usage.peak_bytes);
+        self.machine = Some(machine);
+        assert!(actions.len() <= bounds::ACTIONS_PER_TRANSITION, "{actions:?}");
+        actions.into_iter().for_each(|action| self.perform(action));
+        let kept = heap::live_bytes() - self.live_bytes;
+        assert!(kept <= bounds::SOURCE_KEEPS as isize, "the source keeps {kept} bytes");
+    }
+
+    fn perform(&mut self, action: Action) {
+        assert_eq!(self.reach.outcome, None, "nothing follows its end: {action:?}");
+        let pending = match action {
+            Action::Send(message) => {
+                message.encode(0, 0).expect("what a machine says can be said");
+                return;
+            }
+            Action::Tell(_) | Action::StopTracking => return,
+            Action::Attach { channels, .. } => {
+                assert!((1..=2).contains(&channels));
+                Pending::Attach
+            }
+            Action::StartTracking => Pending::StartTracking,
+            Action::SendRound { round } => {
+                self.reach.rounds += 1;
+                assert!(round < 5, "the policy's limit");
+                Pending::Send
+            }
+            Action::Sync => Pending::Sync,
+            Action::Pause => Pending::Pause,
+            Action::Save => Pending::Save,
+            Action::SendLast { .. } => Pending::Send,
+            Action::Locate(samples) => {
+                self.locate(&samples);
+                Pending::Locate
+            }
+            Action::Commit(permit) => {
+                assert!(!self.reach.committed && !self.resumed, "one permit");
+                self.reach.committed = true;
+                drop(permit);
+                return;
+            }
+            Action::Resume(permit) => {
+                assert!(!self.resumed, "one permit");
+                assert!(!self.reach.committed || self.promised, "only a promise brings it back");
+                self.resumed = true;
+                drop(permit);
+                self.pending.clear();
+                Pending::Resume
+            }
+            Action::End(report) => {
+                self.reach.outcome = Some(report.outcome);
+                return;
+            }
+        };
+        assert!(self.pending.len() < bounds::COMPLETIONS_PER_MESSAGE, "{pending:?} on top of all the others");
+        self.pending.push_back(pending);
+    }
+
+    /// As a driver looks for the pages that differ.
+    fn locate(&self, samples: &[ChunkDigests]) {
+        for sample in samples {
+            for (page, _) in self.domain.chunk_pages(sample.chunk).zip(&sample.pages) {
+                assert!(self.domain.guest_address(page).is_some());
+            }
+        }
+    }
+}
+
+fn complete(pending: Pending, luck: Luck) -> Event {
+    let failed = |step| {
+        let step = if let Pending::Resume = pending { Step::Resume } else { step };
+        Event::Failed(Fault::new(Side::Source, step, Blame::Local, "on purpose"))
+    };
+    if luck == Luck::Bad {
+        return failed(Step::Save);
+    }
+    let many = luck == Luck::Other;
+    match pending {
+        Pending::Attach => Event::Attached,
+        Pending::StartTracking => Event::Tracking,
+        Pending::Send => Event::RoundSent { pages: PageCounts { zero: 100, raw: 1000 }, bytes: 4_100_000 },
+        Pending::Sync => Event::Synced { dirty_pages: if many { 4000 } else { 10 } },
+        Pending::Pause => Event::Paused,
+        Pending::Save => Event::Saved,
+        Pending::Locate => Event::Located { guest_addresses: if many { vec![4096] } else { Vec::new() } },
+        Pending::Resume => Event::Resumed,
+    }
+}

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use mig_core::destination::{Action, Destination, End, Event};
 use mig_core::domain::Domain;
+use mig_core::switchover::{Claim, Word};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::describe::Refusal;
-use mig_wire::frame::{ChunkDigests, DestinationCosts};
+use mig_wire::frame::{ChunkDigests, DestinationCosts, Fate};
 use mig_wire::hello::MAX_CHANNELS;
 use mig_wire::pages::Run;
 use mig_wire::{Description, Message, Section};
 
-use crate::input::{Frame, Input, Luck, Turn};
-use crate::{bounds, heap, stream};
+use crate::input::{Frame, Input, Luck, Turn, Wish};
+use crate::{bounds, heap, seeds, stream};
 
 /// The guest's memory that a host here has room for, in bytes.
 const ROOM_BYTES: u64 = 1 << 40;
@@ -29,6 +30,8 @@ pub struct Reach {
     pub sections: u64,
     /// Sections of state that could not.
     pub bad_sections: u64,
+    /// Whether a complete copy was left without a source.
+    pub held: bool,
     /// Whether the guest was run.
     pub resumed: bool,
     /// Whether it ended with the guest running here.
@@ -41,7 +44,7 @@ pub struct Reach {
 /// When the machine or the reader of saved state panics, keeps or allocates more than its bound, does not end,
 /// or runs the guest twice, without a Commit, or after it promised that it never will.
 pub fn converse(input: &Input<'_>) -> Reach {
-    let mut host = Host::new();
+    let mut host = Host::new(input.is_arbitrated());
     let mut frames = input.frames();
     for at in 0.. {
         host.live(input.turn(at));
@@ -58,7 +61,7 @@ pub fn converse(input: &Input<'_>) -> Reach {
             }
         }
     }
-    host.close()
+    host.close(input)
 }
 
 /// What carries out the machine's actions.
@@ -73,8 +76,10 @@ struct Host {
     /// The largest State that came.
     state_bytes: usize,
     reach: Reach,
+    /// The source gave the guest away, or an operator his word.
     committed: bool,
     promised: bool,
+    answers: u32,
     ended: bool,
 }
 
@@ -85,14 +90,16 @@ enum Pending {
     Attach,
     Verify,
     Load { readable: bool },
+    Claim,
     Resume,
     FindGap,
 }
 
 impl Host {
-    fn new() -> Self {
+    fn new(arbitrated: bool) -> Self {
+        let arbiter = arbitrated.then_some(seeds::ARBITER);
         Self {
-            machine: Some(Destination::new([0xa5; 16], MAX_CHANNELS)),
+            machine: Some(Destination::new(seeds::SECRET, MAX_CHANNELS, arbiter)),
             domain: None,
             now: Duration::ZERO,
             pending: VecDeque::with_capacity(bounds::COMPLETIONS_PER_MESSAGE),
@@ -101,6 +108,7 @@ impl Host {
             reach: Reach::default(),
             committed: false,
             promised: false,
+            answers: 0,
             ended: false,
         }
         .settled()
@@ -114,8 +122,10 @@ impl Host {
     /// Lets this side go on.
     fn live(&mut self, turn: Turn) {
         self.now += Duration::from_millis(turn.elapsed_ms);
-        if turn.cancelled {
-            self.feed(Event::Cancelled { reason: None }, 0);
+        match turn.wish {
+            Some(Wish::Cancel) => self.feed(Event::Cancelled { reason: None }, 0),
+            Some(Wish::Resolve(word)) => self.resolve(word),
+            None => {}
         }
         let most = turn.completions.min(bounds::COMPLETIONS_PER_MESSAGE);
         for at in 0..most {
@@ -126,10 +136,27 @@ impl Host {
         assert!(turn.completions <= most || self.pending.is_empty(), "it never waits for its peer");
     }
 
+    fn resolve(&mut self, word: Word) {
+        self.committed |= self.machine().is_in_doubt() && word == Word::Resume;
+        self.feed(Event::Resolve(word), 0);
+    }
+
+    /// A source in doubt asks, on a connection of its own.
+    fn ask(&mut self) {
+        let (answers, asked) = (self.answers, !self.ended);
+        self.feed(Event::Query, 0);
+        assert_eq!(self.answers - answers, u32::from(asked), "one answer, at once");
+    }
+
+    fn machine(&self) -> &Destination {
+        self.machine.as_ref().expect("put back")
+    }
+
     fn heard(&mut self, frame: Frame, message_bytes: usize) {
         match frame {
             // the link's own
             Frame::Message(Message::Ping(_) | Message::Pong(_)) => {}
+            Frame::Message(Message::Query(query)) if query == seeds::query() => self.ask(),
             Frame::Message(message) => {
                 self.reach.messages += 1;
                 self.committed |= matches!(message, Message::Commit);
@@ -155,16 +182,25 @@ impl Host {
     }
 
     fn fail(&mut self, blame: Blame, cause: String) {
-        let step = self.machine.as_ref().expect("put back").step();
+        let step = self.machine().step();
         let cause_bytes = cause.len();
         self.feed(Event::Failed(Fault::new(Side::Destination, step, blame, cause)), cause_bytes);
     }
 
     /// The link is lost, and what is under way comes to its end.
-    fn close(mut self) -> Reach {
+    fn close(mut self, input: &Input<'_>) -> Reach {
         self.fail(Blame::Network, "lost".into());
-        self.live(Turn { completions: usize::MAX, luck: Luck::Good, cancelled: false, elapsed_ms: 0 });
-        assert!(self.machine.as_ref().expect("put back").has_ended() && self.ended, "it ends with its link");
+        self.live(Turn::SETTLE);
+        if self.machine().is_in_doubt() {
+            self.reach.held = true;
+            match input.turn(0).elapsed_ms {
+                0 => self.ask(),
+                1 => self.resolve(Word::Resume),
+                _ => self.resolve(Word::Discard),
+            }
+            self.live(Turn::SETTLE);
+        }
+        assert!(self.machine().has_ended() && self.ended, "it ends with its link");
         self.reach
     }
 
@@ -208,6 +244,18 @@ impl Host {
                 Pending::Verify
             }
             Action::Load(sections) => Pending::Load { readable: self.restore(&sections) },
+            Action::Claim => Pending::Claim,
+            Action::Answer(fate) => {
+                self.answers += 1;
+                assert!(!self.promised, "one promise");
+                assert_eq!(
+                    matches!(fate, Fate::Running { .. } | Fate::Unknown),
+                    self.reach.resumed,
+                    "{fate:?}"
+                );
+                self.promised |= fate == Fate::Never;
+                return;
+            }
             Action::Resume(permit) => {
                 assert!(!self.reach.resumed && self.committed && !self.promised, "its one permit");
                 self.reach.resumed = true;
@@ -265,6 +313,9 @@ fn complete(pending: Pending, luck: Luck) -> Event {
         // it has no way to fail
         (Pending::FindGap, Luck::Good) => Event::Gap(Some(Duration::from_millis(1))),
         (Pending::FindGap, _) => Event::Gap(None),
+        (Pending::Claim, Luck::Good) => Event::Claimed(Claim::Granted),
+        (Pending::Claim, Luck::Other) => Event::Claimed(Claim::Denied),
+        (Pending::Claim, Luck::Bad) => Event::Claimed(Claim::Unavailable("on purpose".into())),
         (Pending::Prepare { fits: true }, Luck::Good) => Event::Prepared(DestinationCosts::default()),
         (Pending::Prepare { .. }, Luck::Good | Luck::Other) => {
             Event::Refused(vec![Refusal::new("memory", "there is no room", "make some")])

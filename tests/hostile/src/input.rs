@@ -1,5 +1,6 @@
 //! What a run is made of: a script for this side, and the peer's frames.
 
+use mig_core::switchover::Word;
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
 use mig_wire::pages::{self, RoundEnd, Run};
 use mig_wire::{Message, WireError};
@@ -22,10 +23,19 @@ pub struct Turn {
     pub completions: usize,
     /// How the next of them goes.
     pub luck: Luck,
-    /// Whether somebody cancels.
-    pub cancelled: bool,
+    /// What somebody wants.
+    pub wish: Option<Wish>,
     /// Milliseconds that pass.
     pub elapsed_ms: u64,
+}
+
+/// What somebody on this side wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// To cancel.
+    Cancel,
+    /// To resolve a guest in doubt.
+    Resolve(Word),
 }
 
 /// How an action of this side goes.
@@ -39,6 +49,11 @@ pub enum Luck {
     Bad,
 }
 
+impl Turn {
+    /// All that is under way comes to a good end.
+    pub const SETTLE: Self = Self { completions: usize::MAX, luck: Luck::Good, wish: None, elapsed_ms: 0 };
+}
+
 impl<'a> Input<'a> {
     /// Splits bytes; a script that is too short goes on with zeros.
     pub fn new(bytes: &'a [u8]) -> Self {
@@ -48,21 +63,28 @@ impl<'a> Input<'a> {
         Self { script, stream }
     }
 
-    /// What happens before frame `at`; the script repeats itself.
+    /// What happens before frame `at`; the script repeats itself, but for its last byte.
     pub fn turn(&self, at: usize) -> Turn {
-        let byte = self.script[at % SCRIPT_BYTES];
+        let byte = self.script[at % (SCRIPT_BYTES - 1)];
         let completions = match byte & 3 {
             0 | 1 => usize::MAX,
             2 => 1,
             _ => 0,
         };
-        let (luck, cancelled) = match byte >> 2 & 15 {
-            15 => (Luck::Good, true),
-            14 => (Luck::Bad, false),
-            12 | 13 => (Luck::Other, false),
-            _ => (Luck::Good, false),
+        let (luck, wish) = match byte >> 2 & 15 {
+            15 => (Luck::Good, Some(Wish::Cancel)),
+            14 => (Luck::Bad, None),
+            12 | 13 => (Luck::Other, None),
+            11 => (Luck::Good, Some(Wish::Resolve(Word::Resume))),
+            10 => (Luck::Good, Some(Wish::Resolve(Word::Discard))),
+            _ => (Luck::Good, None),
         };
-        Turn { completions, luck, cancelled, elapsed_ms: u64::from(byte >> 6) }
+        Turn { completions, luck, wish, elapsed_ms: u64::from(byte >> 6) }
+    }
+
+    /// Whether this side uses an arbiter.
+    pub fn is_arbitrated(&self) -> bool {
+        self.script[SCRIPT_BYTES - 1] & 1 == 1
     }
 
     /// The frames, as far as they can be read: after an error there are no more.

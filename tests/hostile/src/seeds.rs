@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use mig_core::switchover::ArbiterId;
 use mig_wire::bytes::Reader;
 use mig_wire::describe::Region;
 use mig_wire::fault::{Blame, Fault, Side, Step};
-use mig_wire::frame::{ChunkDigests, DestinationCosts};
+use mig_wire::frame::{ChunkDigests, DestinationCosts, Fate};
 use mig_wire::header::{Header, Kind};
-use mig_wire::hello::{Capabilities, Hello, SessionId, Welcome, session_tag};
+use mig_wire::hello::{Capabilities, Hello, Query, Secret, SessionId, Welcome, session_tag};
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
 use mig_wire::{Description, Message, Section, section};
 
@@ -15,9 +16,20 @@ use crate::input::SCRIPT_BYTES;
 
 /// The session of every seed.
 pub const SESSION: SessionId = *b"0123456789abcdef";
+/// The destination's secret in every seed, and in the machine that hears it.
+pub const SECRET: Secret = [0xa5; 16];
+/// The arbiter of both machines, where the script has one.
+pub const ARBITER: ArbiterId = [0x5a; 16];
+
+/// The question that the machine takes for its source's.
+pub fn query() -> Query {
+    Query { session: SESSION, secret: SECRET }
+}
 
 /// All goes well on this side.
 const SCRIPT: [u8; SCRIPT_BYTES] = [0; SCRIPT_BYTES];
+/// The same, with an arbiter.
+const ARBITRATED: [u8; SCRIPT_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// A valid input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,20 +47,44 @@ pub fn all() -> Vec<Seed> {
 
 /// Conversations that go well, and some that end badly.
 pub fn conversations() -> Vec<Seed> {
+    let (none, verify, arbiter) = (Capabilities::empty(), Capabilities::VERIFY, Capabilities::ARBITER);
+    let abort = Message::Abort(fault());
+    // out of turn after Commit: the source does not know what became of its guest
+    let nonsense = Message::RoundAck { round: 9 };
+    let [never, unknown] = [Fate::Never, Fate::Unknown].map(Message::Outcome);
+    let ms = Duration::from_millis(1);
+    let runs = Message::Outcome(Fate::Running { resume: ms, running_for: ms });
+    let ready = Message::Ready { verify: ms, load: ms };
+    let running = Message::Running { resume: ms };
+    let mismatch =
+        Message::Mismatch { chunks: 1, samples: vec![ChunkDigests { chunk: 1, pages: vec![9; 488] }] };
+    let told = [opening(none), vec![message(&abort)]].concat();
+    let asked = [to_destination(none, &[]), vec![message(&Message::Query(query()))]].concat();
+    let gap = Message::Gap(None);
     let conversations = [
-        ("destination takes a guest", to_destination(false, &[])),
-        ("destination takes a guest and compares digests", to_destination(true, &[])),
-        ("destination restores a machine", to_destination(false, &golden_state())),
-        ("destination is told to abort", [opening(false), vec![message(&abort())]].concat()),
-        ("source gives its guest away", to_source(&[ready(), running(), Message::Gap(None)])),
-        ("source is promised that the guest never ran", to_source(&[ready(), abort()])),
-        ("source finds that memory differs", to_source(&[mismatch()])),
-        ("source loses its guest", to_source(&[ready(), Message::Lost(fault())])),
+        ("destination takes a guest", SCRIPT, to_destination(none, &[])),
+        ("destination takes a guest and compares digests", SCRIPT, to_destination(verify, &[])),
+        ("destination takes a guest by its arbiter", ARBITRATED, to_destination(arbiter, &[])),
+        ("destination restores a machine", SCRIPT, to_destination(none, &golden_state())),
+        ("destination is told to abort", SCRIPT, told),
+        ("destination is asked", SCRIPT, asked),
+        ("destination is left with a copy", SCRIPT, without_last(to_destination(none, &[]))),
+        ("source gives its guest away", SCRIPT, to_source(verify, &[&ready, &running, &gap])),
+        ("source is promised that the guest never ran", SCRIPT, to_source(verify, &[&ready, &abort])),
+        ("source asks and gets its guest back", SCRIPT, {
+            to_source(verify, &[&ready, &nonsense, &unknown, &never])
+        }),
+        ("source asks and its guest is there", SCRIPT, to_source(verify, &[&ready, &nonsense, &runs])),
+        ("source gets its guest back from its arbiter", ARBITRATED, {
+            to_source(verify | arbiter, &[&ready, &nonsense])
+        }),
+        ("source finds that memory differs", SCRIPT, to_source(verify, &[&mismatch])),
+        ("source loses its guest", SCRIPT, to_source(verify, &[&ready, &Message::Lost(fault())])),
     ];
     conversations
-        .map(|(name, frames)| {
+        .map(|(name, script, frames)| {
             let numbered = (0..).zip(&frames).flat_map(|(sequence, frame)| numbered(frame, sequence));
-            Seed { name: name.into(), bytes: SCRIPT.into_iter().chain(numbered).collect() }
+            Seed { name: name.into(), bytes: script.into_iter().chain(numbered).collect() }
         })
         .to_vec()
 }
@@ -87,11 +123,22 @@ fn page_frame(kind: Kind, items: usize, round: u32, body: &[u8]) -> Vec<u8> {
     [&header.encode()[..], body].concat()
 }
 
-fn opening(verify: bool) -> Vec<Vec<u8>> {
-    let required = if verify { Capabilities::VERIFY.bits() } else { 0 };
+fn without_last(mut frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    frames.pop();
+    frames
+}
+
+fn opening(capabilities: Capabilities) -> Vec<Vec<u8>> {
+    let required = capabilities.bits();
     let hello =
         Hello { version_min: 1, version_max: 1, required, optional: 0, channels: 2, session: SESSION };
-    vec![message(&Message::Hello(hello)), message(&Message::Describe(Box::new(description())))]
+    let mut description = description();
+    if capabilities.contains(Capabilities::ARBITER) {
+        let body = ARBITER.to_vec();
+        let section = Section { name: "mig.arbiter".into(), instance: 0, version: 1, critical: true, body };
+        description.platform.push(section);
+    }
+    vec![message(&Message::Hello(hello)), message(&Message::Describe(Box::new(description)))]
 }
 
 /// A round of both channels: runs of zeros and one page with content.
@@ -110,12 +157,12 @@ fn round(number: u32) -> Vec<Vec<u8>> {
     vec![page_frame(Kind::Pages, runs.len(), number, &table), end(224, 1), end(0, 0)]
 }
 
-fn to_destination(verify: bool, state: &[Section]) -> Vec<Vec<u8>> {
-    let mut frames = opening(verify);
+fn to_destination(capabilities: Capabilities, state: &[Section]) -> Vec<Vec<u8>> {
+    let mut frames = opening(capabilities);
     frames.extend(round(0));
     frames.extend(round(1));
     frames.push(message(&Message::State { round: 1, sections: state.to_vec() }));
-    if verify {
+    if capabilities.contains(Capabilities::VERIFY) {
         // chunks of 512 pages: two for the first region, one for the second
         frames.push(message(&Message::Digests { first_chunk: 0, digests: vec![1, 2] }));
         frames.push(message(&Message::Digests { first_chunk: 2, digests: vec![3] }));
@@ -125,38 +172,26 @@ fn to_destination(verify: bool, state: &[Section]) -> Vec<Vec<u8>> {
     frames
 }
 
-/// As a source with digests hears it: a round, the last round, and then `end`.
-fn to_source(end: &[Message]) -> Vec<Vec<u8>> {
-    let capabilities = Capabilities::VERIFY.bits();
-    let costs = Duration::from_millis(1);
+/// As a source hears it: a round, the last round, and then `end`.
+fn to_source(capabilities: Capabilities, end: &[&Message]) -> Vec<Vec<u8>> {
+    let ms = Duration::from_millis(1);
     let opening = [
-        Message::Welcome(Welcome { version: 1, capabilities, channels: 2, secret: [0xa5; 16] }),
-        Message::Accept(DestinationCosts { load: costs, resume: costs, verify: costs }),
+        Message::Welcome(Welcome {
+            version: 1,
+            capabilities: capabilities.bits(),
+            channels: 2,
+            secret: SECRET,
+        }),
+        Message::Accept(DestinationCosts { load: ms, resume: ms, verify: ms }),
         Message::Pong(1000),
         Message::RoundAck { round: 0 },
         Message::RoundAck { round: 1 },
     ];
-    opening.iter().chain(end).map(message).collect()
-}
-
-fn ready() -> Message {
-    Message::Ready { verify: Duration::from_millis(1), load: Duration::from_millis(1) }
-}
-
-fn running() -> Message {
-    Message::Running { resume: Duration::from_millis(1) }
-}
-
-fn mismatch() -> Message {
-    Message::Mismatch { chunks: 1, samples: vec![ChunkDigests { chunk: 1, pages: vec![9; 488] }] }
+    opening.iter().chain(end.iter().copied()).map(message).collect()
 }
 
 fn fault() -> Fault {
     Fault::new(Side::Destination, Step::Load, Blame::Local, "cause").remedy("remedy")
-}
-
-fn abort() -> Message {
-    Message::Abort(fault())
 }
 
 /// The state of a real machine.

@@ -7,11 +7,12 @@ use mig_core::domain::Domain;
 use mig_core::policy::Policy;
 use mig_core::progress::{OutcomeKind, PageCounts};
 use mig_core::source::{Action, Event, Source, SourceConfig};
+use mig_core::switchover::{Claim, Word};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
-use mig_wire::frame::ChunkDigests;
+use mig_wire::frame::{ChunkDigests, Fate};
 
-use crate::input::{Frame, Input, Luck, Turn};
+use crate::input::{Frame, Input, Luck, Turn, Wish};
 use crate::{bounds, heap, seeds, stream};
 
 /// How far a conversation came.
@@ -23,6 +24,8 @@ pub struct Reach {
     pub rounds: u32,
     /// Whether it gave the guest away.
     pub committed: bool,
+    /// Whether it was in doubt when the link was gone.
+    pub doubted: bool,
     /// How it ended.
     pub outcome: Option<OutcomeKind>,
 }
@@ -33,7 +36,7 @@ pub struct Reach {
 /// When the machine panics, keeps or allocates more than its bound, does not end, or gives out a second right
 /// to run the guest.
 pub fn converse(input: &Input<'_>) -> Reach {
-    let mut host = Host::new();
+    let mut host = Host::new(input.is_arbitrated());
     host.feed(Event::Connected, 0);
     let mut frames = input.frames();
     for at in 0.. {
@@ -67,8 +70,9 @@ struct Host {
     live_bytes: isize,
     reach: Reach,
     resumed: bool,
-    /// The destination said that it never ran the guest.
-    promised: bool,
+    /// After Commit: the destination promised that it never ran the guest, the arbiter granted it, or an
+    /// operator gave his word.
+    given_back: bool,
 }
 
 /// An action under way. Plain, so that what is kept is the machine's.
@@ -82,10 +86,13 @@ enum Pending {
     Save,
     Locate,
     Resume,
+    Claim,
+    /// Answered by the peer alone, or not at all.
+    Query,
 }
 
 impl Host {
-    fn new() -> Self {
+    fn new(arbitrated: bool) -> Self {
         let description = seeds::description();
         let domain = Domain::new(&description.regions).expect("a seed is valid");
         let (machine, usage) = heap::measure(|| {
@@ -94,6 +101,7 @@ impl Host {
                 channels: 2,
                 verify: true,
                 session: seeds::SESSION,
+                arbiter: arbitrated.then_some(seeds::ARBITER),
                 ram_bytes: domain.bytes(),
                 description,
                 pause: Duration::from_millis(1),
@@ -110,23 +118,45 @@ impl Host {
             live_bytes: heap::live_bytes(),
             reach: Reach::default(),
             resumed: false,
-            promised: false,
+            given_back: false,
         }
     }
 
     /// Lets this side go on.
     fn live(&mut self, turn: Turn) {
         self.now += Duration::from_millis(turn.elapsed_ms);
-        if turn.cancelled {
-            self.feed(Event::Cancelled { reason: None }, 0);
+        match turn.wish {
+            Some(Wish::Cancel) => self.feed(Event::Cancelled { reason: None }, 0),
+            Some(Wish::Resolve(word)) => {
+                self.given_back |= self.reach.committed && word == Word::Resume;
+                self.feed(Event::Resolve(word), 0);
+            }
+            None => {}
+        }
+        if turn.luck == Luck::Bad && self.take_query() {
+            self.unanswered();
         }
         let most = turn.completions.min(bounds::COMPLETIONS_PER_MESSAGE);
         for at in 0..most {
-            let Some(pending) = self.pending.pop_front() else { return };
+            let Some(next) = self.pending.iter().position(|p| *p != Pending::Query) else { return };
+            let pending = self.pending.remove(next).expect("it is there");
             let event = complete(pending, if at == 0 { turn.luck } else { Luck::Good });
+            self.given_back |= event == Event::Claimed(Claim::Granted);
             self.feed(event, 0);
         }
-        assert!(turn.completions <= most || self.pending.is_empty(), "it never waits for its peer");
+        let waits = self.pending.iter().all(|p| *p == Pending::Query);
+        assert!(turn.completions <= most || waits, "it never waits for its peer");
+    }
+
+    /// Whether a question was under way; it is not any more.
+    fn take_query(&mut self) -> bool {
+        let found = self.pending.iter().position(|p| *p == Pending::Query);
+        found.and_then(|at| self.pending.remove(at)).is_some()
+    }
+
+    fn unanswered(&mut self) {
+        let fault = Fault::new(Side::Source, Step::Commit, Blame::Network, "nobody answers");
+        self.feed(Event::Unanswered(fault), 0);
     }
 
     fn heard(&mut self, frame: Frame, message_bytes: usize) {
@@ -136,9 +166,15 @@ impl Host {
             Frame::Message(Message::Pong(token)) => {
                 self.feed(Event::RoundTrip(Duration::from_nanos(token)), 0);
             }
+            // on a connection of its own
+            Frame::Message(Message::Outcome(fate)) if self.take_query() => {
+                self.reach.messages += 1;
+                self.given_back |= fate == Fate::Never;
+                self.feed(Event::Answered(fate), message_bytes);
+            }
             Frame::Message(message) => {
                 self.reach.messages += 1;
-                self.promised |= self.reach.committed && matches!(message, Message::Abort(_));
+                self.given_back |= self.reach.committed && matches!(message, Message::Abort(_));
                 self.feed(Event::Message(message), message_bytes);
             }
             Frame::Pages { .. } | Frame::RoundEnd { .. } => {}
@@ -146,7 +182,7 @@ impl Host {
     }
 
     fn fail(&mut self, blame: Blame, cause: String) {
-        let step = self.machine.as_ref().expect("put back").step();
+        let step = self.machine().step();
         let cause_bytes = cause.len();
         self.feed(Event::Failed(Fault::new(Side::Source, step, blame, cause)), cause_bytes);
     }
@@ -154,11 +190,28 @@ impl Host {
     /// The link is lost, and what is under way comes to its end.
     fn close(mut self) -> Reach {
         self.fail(Blame::Network, "lost".into());
-        self.live(Turn { completions: usize::MAX, luck: Luck::Good, cancelled: false, elapsed_ms: 0 });
-        assert!(self.machine.as_ref().expect("put back").has_ended(), "it ends when its link is lost");
+        self.live(Turn::SETTLE);
+        if self.machine().is_in_doubt() {
+            self.reach.doubted = true;
+            for _ in 0..3 {
+                // it goes on asking, unless it was told that no question will help
+                if self.take_query() {
+                    self.unanswered();
+                    self.live(Turn::SETTLE);
+                }
+            }
+        }
+        if self.machine().is_in_doubt() {
+            self.feed(Event::Resolve(Word::Discard), 0);
+        }
+        assert!(self.machine().has_ended(), "it ends when its link is lost");
         let outcome = self.reach.outcome.expect("it says how it ended");
         assert_eq!(outcome == OutcomeKind::StillHere, !self.reach.committed || self.resumed);
         self.reach
+    }
+
+    fn machine(&self) -> &Source {
+        self.machine.as_ref().expect("put back")
     }
 
     fn feed(&mut self, event: Event, message_bytes: usize) {
@@ -208,11 +261,16 @@ impl Host {
             }
             Action::Resume(permit) => {
                 assert!(!self.resumed, "one permit");
-                assert!(!self.reach.committed || self.promised, "only a promise brings it back");
+                assert!(!self.reach.committed || self.given_back, "it was given away");
                 self.resumed = true;
                 drop(permit);
                 self.pending.clear();
                 Pending::Resume
+            }
+            Action::Claim => Pending::Claim,
+            Action::Query { .. } => {
+                assert!(!self.pending.contains(&Pending::Query), "one question at a time");
+                Pending::Query
             }
             Action::End(report) => {
                 self.reach.outcome = Some(report.outcome);
@@ -238,11 +296,15 @@ fn complete(pending: Pending, luck: Luck) -> Event {
         let step = if let Pending::Resume = pending { Step::Resume } else { step };
         Event::Failed(Fault::new(Side::Source, step, Blame::Local, "on purpose"))
     };
-    if luck == Luck::Bad {
-        return failed(Step::Save);
-    }
     let many = luck == Luck::Other;
     match pending {
+        Pending::Claim => Event::Claimed(match luck {
+            Luck::Good => Claim::Granted,
+            Luck::Other => Claim::Denied,
+            Luck::Bad => Claim::Unavailable("on purpose".into()),
+        }),
+        Pending::Query => Event::Answered(Fate::Unknown),
+        _ if luck == Luck::Bad => failed(Step::Save),
         Pending::Attach => Event::Attached,
         Pending::StartTracking => Event::Tracking,
         Pending::Send => Event::RoundSent { pages: PageCounts { zero: 100, raw: 1000 }, bytes: 4_100_000 },

@@ -74,6 +74,7 @@ struct Tally {
     restored: u64,
     sections: u64,
     bad_sections: u64,
+    held: u64,
     resumed: u64,
     peak_bytes: usize,
 }
@@ -90,13 +91,14 @@ impl Tally {
         let outcome = match reach.source.outcome.expect("every run ends") {
             OutcomeKind::Moved => 0,
             OutcomeKind::StillHere => 1,
-            OutcomeKind::InDoubt => 2,
+            OutcomeKind::Discarded => 2,
         };
         self.outcomes[outcome] += 1;
         self.accepted += u64::from(reach.destination.accepted);
         self.restored += u64::from(reach.destination.sections > 0);
         self.sections += reach.destination.sections;
         self.bad_sections += reach.destination.bad_sections;
+        self.held += u64::from(reach.destination.held);
         self.resumed += u64::from(reach.destination.resumed);
         self.peak_bytes = self.peak_bytes.max(reach.peak_bytes);
     }
@@ -110,14 +112,15 @@ impl std::fmt::Display for Tally {
         writeln!(f, "  frames accepted          {:.2} a stream", self.frames as f64 / self.streams as f64)?;
         writeln!(f, "  source sent rounds       {:.1} %", percent(self.in_rounds))?;
         writeln!(f, "  source committed         {:.1} %", percent(self.committed))?;
-        let [moved, still_here, in_doubt] = self.outcomes;
+        let [moved, still_here, discarded] = self.outcomes;
         writeln!(
             f,
-            "  source ended             moved {moved}, still here {still_here}, in doubt {in_doubt}"
+            "  source ended             moved {moved}, still here {still_here}, discarded {discarded}"
         )?;
         writeln!(f, "  destination accepted     {:.1} %", percent(self.accepted))?;
         writeln!(f, "  destination read state   {:.1} %", percent(self.restored))?;
         writeln!(f, "  sections                 {} read, {} refused", self.sections, self.bad_sections)?;
+        writeln!(f, "  destination held a copy  {:.1} %", percent(self.held))?;
         writeln!(f, "  destination resumed      {:.1} %", percent(self.resumed))?;
         write!(f, "  most allocated at a time {} KiB", self.peak_bytes >> 10)
     }
@@ -142,14 +145,16 @@ fn mutated_streams_are_survived_and_reach_everything() {
             .for_each(|line| println!("  whole process: {line}"));
     }
     // else it tried the door only
-    let Tally { whole, in_rounds, committed, outcomes, restored, resumed, bad_sections, kinds, .. } = tally;
+    let Tally { whole, in_rounds, committed, outcomes, restored, held, resumed, bad_sections, kinds, .. } =
+        tally;
     assert!(whole * 4 > streams, "the decoder accepts many of them");
     for (what, times) in [
         ("the source sends rounds", in_rounds),
         ("it commits", committed),
         ("moved", outcomes[0]),
         ("still here", outcomes[1]),
-        ("in doubt", outcomes[2]),
+        ("discarded, after it asked in vain", outcomes[2]),
+        ("a copy is held", held),
         ("saved state is read", restored),
         ("the destination resumes", resumed),
     ] {
@@ -168,19 +173,29 @@ fn seeds_are_read_whole_and_go_as_their_names_say() {
         assert!(stream.whole && stream.frames > 0, "{}", seed.name);
         let outcome = source.outcome.unwrap();
         match seed.name.as_str() {
-            "destination takes a guest" | "destination takes a guest and compares digests" => {
-                assert!(destination.running, "{}: {destination:?}", seed.name);
-            }
+            "destination takes a guest"
+            | "destination takes a guest and compares digests"
+            | "destination takes a guest by its arbiter"
+            | "destination is asked" => assert!(destination.running, "{}: {destination:?}", seed.name),
             "destination restores a machine" => {
                 assert_eq!((destination.sections, destination.bad_sections), (7, 0));
                 assert!(destination.running);
             }
-            "source gives its guest away" => assert_eq!(outcome, OutcomeKind::Moved),
-            "source is promised that the guest never ran" | "source finds that memory differs" => {
-                assert_eq!(outcome, OutcomeKind::StillHere);
-                assert!(source.rounds > 0);
+            "destination is left with a copy" => assert!(destination.held && !destination.resumed),
+            "source gives its guest away" | "source asks and its guest is there" => {
+                assert_eq!(outcome, OutcomeKind::Moved, "{}", seed.name);
             }
-            "source loses its guest" => assert_eq!(outcome, OutcomeKind::InDoubt),
+            "source finds that memory differs" => {
+                assert_eq!((outcome, source.committed), (OutcomeKind::StillHere, false));
+            }
+            "source is promised that the guest never ran"
+            | "source asks and gets its guest back"
+            | "source gets its guest back from its arbiter" => {
+                assert_eq!((outcome, source.committed), (OutcomeKind::StillHere, true), "{}", seed.name);
+            }
+            "source loses its guest" => {
+                assert_eq!((outcome, source.doubted), (OutcomeKind::Discarded, true));
+            }
             name => assert!(!destination.resumed && !source.committed, "{name}"),
         }
     }

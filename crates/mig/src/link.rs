@@ -188,7 +188,8 @@ impl Link {
         }
         Ok(match message {
             Message::Ping(token) => {
-                self.send_patiently(&Message::Pong(token))?;
+                // this thread must not wait, and a peer that has so much to read hears that this side lives
+                self.outbox.push_if_room(&Message::Pong(token)).map_err(ReadError::Wire)?;
                 None
             }
             // pings carry their time of sending

@@ -291,6 +291,30 @@ fn a_commit_before_the_state_is_refused() {
     assert!(fault.cause.contains("commit out of turn"), "{fault}");
 }
 
+/// Pings for the control channel until it is closed.
+fn keep_alive<'s>(scope: &'s std::thread::Scope<'s, '_>, control: &Peer) {
+    let mut pinging = Peer { stream: control.stream.try_clone().unwrap(), sequence: control.sequence };
+    scope.spawn(move || {
+        let tag = session_tag(&SESSION);
+        loop {
+            let ping = Message::Ping(0).encode(pinging.sequence, tag).unwrap();
+            pinging.sequence += 1;
+            if pinging.stream.write_all(&ping).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+}
+
+/// The destination's promise, with its reason, after all the pongs.
+fn promise(control: &mut Peer) -> Fault {
+    let last = (0..3000).map(|_| control.hear()).find(|m| !matches!(m, Some(Message::Pong(_))));
+    let last = last.expect("more than the pongs of ten minutes");
+    let Some(Message::Abort(fault)) = last else { panic!("no abort but {last:?}") };
+    fault
+}
+
 #[test]
 fn a_source_that_lives_but_never_goes_on_is_given_up_with_a_promise() {
     let listener = Listener::bind(&mig::Address::tcp("127.0.0.1", 0)).unwrap();
@@ -302,24 +326,65 @@ fn a_source_that_lives_but_never_goes_on_is_given_up_with_a_promise() {
         control.say(&hello());
         assert!(matches!(control.hear(), Some(Message::Welcome(_))));
         // it is alive, so silence is not what ends it
-        let mut pinging = Peer { stream: control.stream.try_clone().unwrap(), sequence: control.sequence };
-        scope.spawn(move || {
-            let tag = session_tag(&SESSION);
-            loop {
-                let ping = Message::Ping(0).encode(pinging.sequence, tag).unwrap();
-                pinging.sequence += 1;
-                if pinging.stream.write_all(&ping).is_err() {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        });
-        let last = (0..300).map(|_| control.hear()).find(|m| !matches!(m, Some(Message::Pong(_))));
-        let last = last.expect("more than the pongs of a minute");
-        let Some(Message::Abort(fault)) = last else { panic!("no abort but {last:?}") };
+        keep_alive(scope, &control);
+        let fault = promise(&mut control);
         assert!(fault.cause.contains("has not gone on in time"), "{fault}");
         assert!(
             matches!(receiving.join().unwrap(), Received::NotReceived(fault) if fault.blame == Blame::Peer)
         );
     });
+}
+
+/// Inside a frame of pages, and inside the state; both at once, since each takes half a minute.
+#[test]
+fn a_source_that_lets_a_byte_a_second_through_is_given_up_with_a_promise() {
+    let given_up = |drip: fn(&mut Source) -> Vec<u8>, on_control: bool| {
+        let outcome = received(|source| {
+            let frame = drip(source);
+            std::thread::scope(|scope| {
+                if !on_control {
+                    keep_alive(scope, &source.control);
+                }
+                let from = if on_control { &source.control } else { &source.channels[0] };
+                let mut from = from.stream.try_clone().unwrap();
+                scope.spawn(move || {
+                    for byte in frame {
+                        // it hangs up in the middle, which it should
+                        if from.write_all(&[byte]).is_err() {
+                            return;
+                        }
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                });
+                let fault = promise(&mut source.control);
+                eprintln!("{fault}");
+                assert!(fault.cause.contains("bytes of the round in 3"), "{fault}");
+                let _ = source.control.stream.shutdown(std::net::Shutdown::Both);
+                let _ = source.channels[0].stream.shutdown(std::net::Shutdown::Both);
+            });
+        });
+        assert!(matches!(outcome, Received::NotReceived(fault) if fault.blame == Blame::Peer));
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| given_up(|_| header_of_pages(), false));
+        scope.spawn(|| {
+            let state = |source: &mut Source| {
+                let sections = vec![Section::critical("model", 0, 1, &7u64)];
+                Message::State { round: 0, sections }
+                    .encode(source.control.sequence, session_tag(&SESSION))
+                    .unwrap()
+            };
+            given_up(state, true);
+        });
+    });
+}
+
+/// The beginning of a frame with a page.
+fn header_of_pages() -> Vec<u8> {
+    let mut body = Vec::new();
+    pages::encode_table(&[Run { first_page: 3, count: 1, encoding: Encoding::Raw }], &mut body);
+    let length = body.len() as u32 + 4096;
+    let session = session_tag(&SESSION);
+    let header = Header { kind: Kind::Pages, round: 0, items: 1, length, sequence: 1, session, body_crc: 0 };
+    [&header.encode()[..], &body, &[1; 4096]].concat()
 }

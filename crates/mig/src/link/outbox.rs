@@ -1,8 +1,8 @@
 //! What is to be said on the control channel, in its order, written by a thread of its own: whoever has
 //! something to say never waits for a peer that does not listen.
 //!
-//! Bounded by those who can be held up: a writer of many messages and the answers to pings wait for room, a
-//! coordinator does not, and says a handful of messages in a migration.
+//! Bounded all the same: a writer of many messages waits for room, the answer to a ping is dropped where there
+//! is none, and a coordinator says a handful of messages in a migration.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use mig_wire::{Message, WireError};
 
 use crate::transport::Stream;
 
-/// Those who wait for room wait while more than this is queued.
+/// There is no room while more than this is queued.
 const ROOM_BYTES: usize = 1 << 20;
 
 /// The queue, and what has become of it.
@@ -57,6 +57,17 @@ impl Outbox {
         let full = |state: &mut State| state.queued_bytes > ROOM_BYTES && !state.closed;
         let mut state = self.changed.wait_while(self.state(), full).unwrap_or_else(PoisonError::into_inner);
         state.push(message, self.session)?;
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Queues a message if there is room for more.
+    pub(super) fn push_if_room(&self, message: &Message) -> Result<(), WireError> {
+        let mut state = self.state();
+        if state.queued_bytes <= ROOM_BYTES {
+            state.push(message, self.session)?;
+        }
         drop(state);
         self.changed.notify_all();
         Ok(())

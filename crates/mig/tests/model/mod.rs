@@ -31,6 +31,8 @@ pub enum Flaw {
     FailsToResume,
     /// Restoring takes so long.
     SlowRestore(Duration),
+    /// Its state has so many bytes more than it needs.
+    LargeState(usize),
 }
 
 /// What the guest's thread and its owner share.
@@ -229,7 +231,12 @@ impl SaveState for Model {
         // saving writes guest memory, as paravirtual state does
         self.shared.memory.write_obj(0xfeed_u64, GuestAddress(16))?;
         self.shared.mark(0);
-        Ok(vec![Section::critical("model", 0, 1, &self.writes())])
+        let mut sections = vec![Section::critical("model", 0, 1, &self.writes())];
+        if let Flaw::LargeState(bytes) = self.flaw {
+            let body = vec![7; bytes];
+            sections.push(Section { name: "ballast".into(), instance: 0, version: 1, critical: false, body });
+        }
+        Ok(sections)
     }
 }
 
@@ -240,7 +247,7 @@ impl RestoreState for Model {
             Flaw::SlowRestore(time) => std::thread::sleep(time),
             _ => {}
         }
-        let [section] = sections else { return Err("one section expected".into()) };
+        let Some(section) = sections.first() else { return Err("a section expected".into()) };
         self.shared.writes.store(mig::body::decode("model", &section.body)?, Ordering::Relaxed);
         Ok(())
     }

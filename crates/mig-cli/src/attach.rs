@@ -1,9 +1,10 @@
-//! `mig-send --vm`: tells the holder of a running guest to move it, and shows how that goes.
+//! `mig-send --vm`: tells the holder of a guest to move it, and shows how that goes; or what to do with it, when
+//! it is in doubt.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::control::{Answer, Client, Finished, Migrate, Request};
+use crate::control::{Answer, Client, Finished, Migrate, Request, Word};
 use crate::event::{Event, Report};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -27,6 +28,32 @@ pub fn run(path: &Path, migrate: &Migrate, output: &Output) -> Result<Exit, Fail
     })
 }
 
+/// Gives the holder at `path` an operator's word on its guest in doubt, and waits until that was obeyed.
+///
+/// # Errors
+/// There is no holder: nothing was done.
+pub fn resolve(path: &Path, word: Word, output: &Output) -> Result<Exit, Failure> {
+    let mut client = Client::connect(path)?;
+    Ok(match client.ask(&Request::Resolve { word }, |_| {}) {
+        Finished::Answered(answer) if answer.is_ok() => {
+            let state: String = answer.member("state").unwrap_or_default();
+            output.note(match word {
+                Word::Resume => format!("resumed on your word; the guest is {state}"),
+                Word::Discard => format!("discarded on your word; the holder is {state}"),
+            });
+            Exit::Done
+        }
+        Finished::Answered(answer) => {
+            output.tell(Event::Error(reason(&answer)));
+            Exit::Failed
+        }
+        Finished::Lost(failure) => {
+            output.tell(Event::Error(failure));
+            Exit::InDoubt
+        }
+    })
+}
+
 /// The exit code for an answer; tells what no event has told.
 fn conclude(answer: &Answer, output: &Output) -> Exit {
     let report: Option<Report> = answer.member("report");
@@ -35,11 +62,15 @@ fn conclude(answer: &Answer, output: &Output) -> Exit {
         Some("discarded") => Exit::InDoubt,
         Some(_) => Exit::Failed,
         None => {
-            let unnamed = || Failure::new("source", "control", "the holder gave no reason", "");
-            output.tell(Event::Error(answer.member("error").unwrap_or_else(unnamed)));
+            output.tell(Event::Error(reason(answer)));
             Exit::Failed
         }
     }
+}
+
+fn reason(answer: &Answer) -> Failure {
+    let unnamed = || Failure::new("source", "control", "the holder gave no reason", "");
+    answer.member("error").unwrap_or_else(unnamed)
 }
 
 fn cancel_on_interrupt(path: PathBuf, output: Output) {
@@ -51,7 +82,13 @@ fn cancel_on_interrupt(path: PathBuf, output: Output) {
         }
         output.note("cancelling the migration; Ctrl-C again leaves it to the holder");
         if let Ok(mut client) = Client::connect(&path) {
-            client.ask(&Request::Cancel, |_| {});
+            let refused = match client.ask(&Request::Cancel, |_| {}) {
+                Finished::Answered(answer) => (!answer.is_ok()).then(|| reason(&answer)),
+                Finished::Lost(failure) => Some(failure),
+            };
+            if let Some(failure) = refused {
+                output.tell(Event::Error(failure));
+            }
         }
     });
 }

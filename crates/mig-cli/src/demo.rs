@@ -30,6 +30,8 @@ use crate::signals::{Signal, on_signal};
 const GUEST: &str = "dirtier:rate=40MiB,working-set=128MiB,pattern=random";
 /// How long the guest is watched on either side.
 const WATCH: Duration = Duration::from_secs(1);
+/// How often the receiver is asked what became of the guest, should the connection be lost.
+const QUESTIONS: u32 = 4;
 /// How many times it is looked at meanwhile on the destination.
 const LOOKS: u32 = 3;
 
@@ -45,11 +47,12 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
         SendOptions { guest: Some(guest), verify: true, memory: 1 << 30, cpus: 2, ..options.clone() };
     let machine = boot(&options, Console::none())?;
     output.tell(started(&machine, None));
-    let holder = Holder::running(machine, output.clone(), "source");
+    let holder = Holder::running(machine, output.clone(), "source", None);
     let interrupted = holder.clone();
     on_signal(move |signal| {
         // The receiver's end follows from this one's.
-        let now = signal == Signal::Terminate || interrupted.interrupt() == Interrupted::ExitNow;
+        let now =
+            signal == Signal::Terminate || matches!(interrupted.interrupt(), Interrupted::ExitNow { .. });
         if now {
             std::process::exit(Exit::Failed as i32);
         }
@@ -66,7 +69,13 @@ pub fn run(options: &SendOptions, output: &Output) -> Result<Exit, Failure> {
         here - before
     ));
     let (to, settings) = options.migrate(&receiver.address).settings()?;
-    if let Err(not_moved) = holder.migrate(&to, &settings, &|_| {}) {
+    // A receiver that does not answer has gone: it is this program's own.
+    let give_up = |event: &Event| {
+        if matches!(event, Event::InDoubt(doubt) if doubt.asked >= QUESTIONS) {
+            let _ = holder.quit();
+        }
+    };
+    if let Err(not_moved) = holder.migrate(&to, &settings, &give_up) {
         if not_moved.report.is_none() {
             output.tell(Event::Error(not_moved.failure));
         }
@@ -215,6 +224,7 @@ pub fn receiver(control: &Path) -> Result<Exit, Failure> {
         control: Some(control.to_owned()),
         console: Some(ConsoleTo::None),
         max_memory: None,
+        lease: None,
         json: true,
     };
     let exit = recv::run_with(&options, &ConsoleTo::None, &output).unwrap_or_else(|failure| {

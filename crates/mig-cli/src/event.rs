@@ -62,8 +62,11 @@ pub enum Event {
     Report(Box<Report>),
     /// A receive failed; the receiver listens on.
     NotReceived(Failure),
-    /// It is not known whether the guest runs on the other side; it is held, paused, on this one.
-    InDoubt(Failure),
+    /// It is not known whether the guest runs on the other side, or will; it is held, paused, on this one.
+    /// Told when that begins, and after every question to the other side in vain.
+    InDoubt(Doubt),
+    /// An operator's word on a guest in doubt was not obeyed; it is in doubt still.
+    WordRefused(Failure),
     /// Something else failed.
     Error(Failure),
     /// Somebody who is no source spoke to a receiver, which listens on.
@@ -83,6 +86,18 @@ pub enum Event {
         /// Why: `moved`, `quit`, or how the guest ended.
         reason: String,
     },
+}
+
+/// A guest in doubt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Doubt {
+    /// For how long.
+    pub for_ms: f64,
+    /// How often the other side was asked in vain.
+    pub asked: u32,
+    /// How it came to this, or why the last question was in vain; and what to do.
+    #[serde(flatten)]
+    pub failure: Failure,
 }
 
 /// The guest that was started.
@@ -211,7 +226,7 @@ pub struct Downtime {
 /// How a migration went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// `moved`, `still-here` or `in-doubt`.
+    /// `moved`, `still-here` or `discarded`.
     pub outcome: String,
     /// The rule that ended pre-copy.
     pub stop_reason: Option<String>,
@@ -264,10 +279,17 @@ impl From<&Progress> for Event {
             Progress::Committed => Self::Committed,
             Progress::Running => Self::Running(Running::default()),
             Progress::Resumed => Self::Resumed,
-            Progress::InDoubt { fault, .. } => Self::InDoubt(fault.clone().into()),
-            Progress::WordRefused { cause } => Self::Note { text: format!("not done: {cause}") },
+            Progress::InDoubt { fault, asked } => {
+                Self::InDoubt(Doubt { for_ms: 0.0, asked: *asked, failure: fault.into() })
+            }
+            Progress::WordRefused { cause } => Self::WordRefused(word_refused(cause)),
         }
     }
+}
+
+/// Neither side's fault; who tells it knows better which side it is.
+fn word_refused(cause: &str) -> Failure {
+    Failure::new("control", "resolve", cause, "discard the guest here: it is the other side's")
 }
 
 impl From<observe::PageCounts> for Pages {
@@ -521,7 +543,8 @@ mod tests {
             Event::Resumed,
             Event::Report(Box::new((&examples::refused()).into())),
             Event::NotReceived(Failure::new("a", "b", "c", "d")),
-            Event::InDoubt(Failure::new("a", "b", "c", "d")),
+            Event::InDoubt(Doubt { for_ms: 1.5, asked: 3, failure: Failure::new("a", "b", "c", "d") }),
+            Event::WordRefused(Failure::new("a", "b", "c", "d")),
             Event::Error(Failure::new("a", "b", "c", "d")),
             Event::TurnedAway { peer: "p".into(), cause: "c".into() },
             Event::Note { text: "t".into() },

@@ -42,7 +42,8 @@ pub fn interrupt<M: Machine>(holder: &Holder<M>, socket: &Socket) {
         Interrupted::Handled => {}
         // All that may be left to do is to wait for the console's reader.
         Interrupted::Ended if !console::hurry() => {}
-        Interrupted::Ended | Interrupted::ExitNow => exit(socket, Exit::Failed),
+        Interrupted::ExitNow { in_doubt: true } => exit(socket, Exit::InDoubt),
+        Interrupted::Ended | Interrupted::ExitNow { in_doubt: false } => exit(socket, Exit::Failed),
     }
 }
 
@@ -54,6 +55,7 @@ fn exit(socket: &Socket, code: Exit) -> ! {
 
 /// Lets `holder` be controlled: by `server`'s clients, by signals, and by its guest's own end.
 pub fn attend<M: Machine>(holder: &Arc<Holder<M>>, server: &mut Server, signals: &Later<M>) {
+    holder.controlled_at(shown(server.path()));
     // Set once a program, and by nobody else.
     let _ = signals.set(Arc::clone(holder));
     let commands = Arc::clone(holder);

@@ -1,16 +1,20 @@
 //! A holder: the one owner of a guest in this process, and the state it is in.
 //!
-//! Invariants: the guest's machine is owned by exactly one state, or by the thread that migrates it. A guest
-//! that is in doubt is never ended or resumed but on an operator's word given after the doubt was known.
-//! `Ended` is final.
+//! Invariants: the guest's machine is owned by exactly one state, or by the thread that migrates or receives it.
+//! A guest that is in doubt is never ended or resumed by the holder but on an operator's word given after the
+//! doubt was known. `Ended` is final.
 
 mod commands;
+mod doubt;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use mig::{Address, Control, Observer, Word};
+use mig::{Address, Arbiter, Control, Observer};
+
+use self::doubt::Doubt;
+use mig::observe::Progress;
 
 use crate::control::{Check, Screen, Status};
 use crate::event::{Event, Report};
@@ -34,25 +38,30 @@ pub struct Holder<M> {
     output: Output,
     /// `source` for the program that started the guest, `destination` for one that receives it.
     side: &'static str,
+    /// Decides in doubt, in every migration of the guest's.
+    arbiter: Option<Arc<dyn Arbiter>>,
+    /// Where it is controlled, for those who are to be told.
+    control: OnceLock<String>,
 }
 
 struct Inner<M> {
     state: State<M>,
     view: Option<Arc<dyn View>>,
-    /// Somebody wants the guest ended as soon as its migration is over.
+    /// Somebody wants the guest ended as soon as its migration or its receive is over.
     quit_asked: bool,
-    /// The migration or receive that goes on is in doubt.
-    doubt: bool,
-    /// Ctrl-C was pressed once while the guest was in doubt.
-    warned: bool,
+    /// The guest that is received or migrated, or that is `Lost`, is in doubt.
+    doubt: Option<Doubt>,
 }
+
+type Guard<'a, M> = MutexGuard<'a, Inner<M>>;
 
 enum State<M> {
     Receiving(Control),
     Running(M),
     Paused(M),
     Migrating(Control),
-    InDoubt(Box<dyn Held<M>>),
+    /// A complete copy that was to run here and could not be started; always in doubt.
+    Lost(Box<dyn Held<M>>),
     Ended(End),
 }
 
@@ -76,7 +85,10 @@ pub enum Interrupted {
     /// The holder sees to it.
     Handled,
     /// It has been asked often enough: the program ends at once.
-    ExitNow,
+    ExitNow {
+        /// Whether the guest is in doubt.
+        in_doubt: bool,
+    },
     /// The guest has ended, and the program is about to.
     Ended,
 }
@@ -92,25 +104,44 @@ pub struct NotMoved {
 
 impl<M: Machine> Holder<M> {
     /// Holds a guest that runs.
-    pub fn running(machine: M, output: Output, side: &'static str) -> Arc<Self> {
+    pub fn running(
+        machine: M,
+        output: Output,
+        side: &'static str,
+        arbiter: Option<Arc<dyn Arbiter>>,
+    ) -> Arc<Self> {
         let view = machine.view();
-        Self::new(State::Running(machine), Some(view), output, side)
+        Self::new(State::Running(machine), Some(view), output, side, arbiter)
     }
 
     /// Waits for a guest.
-    pub fn receiving(output: Output, side: &'static str) -> Arc<Self> {
-        Self::new(State::Receiving(Control::new()), None, output, side)
+    pub fn receiving(output: Output, side: &'static str, arbiter: Option<Arc<dyn Arbiter>>) -> Arc<Self> {
+        Self::new(State::Receiving(Control::new()), None, output, side, arbiter)
     }
 
-    fn new(state: State<M>, view: Option<Arc<dyn View>>, output: Output, side: &'static str) -> Arc<Self> {
-        let inner = Inner { state, view, quit_asked: false, doubt: false, warned: false };
+    fn new(
+        state: State<M>,
+        view: Option<Arc<dyn View>>,
+        output: Output,
+        side: &'static str,
+        arbiter: Option<Arc<dyn Arbiter>>,
+    ) -> Arc<Self> {
+        let inner = Inner { state, view, quit_asked: false, doubt: None };
         Arc::new(Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             arriving: AtomicBool::new(false),
             output,
             side,
+            arbiter,
+            control: OnceLock::new(),
         })
+    }
+
+    /// Lets it say where it is controlled, as in `unix:PATH`.
+    pub fn controlled_at(&self, control: String) {
+        // Once a program.
+        let _ = self.control.set(control);
     }
 
     /// Its voice.
@@ -131,6 +162,7 @@ impl<M: Machine> Holder<M> {
             heartbeats: inner.view.as_ref().map_or(0, |v| v.heartbeats()),
             vcpus: inner.view.as_ref().map_or(0, |v| v.vcpus()),
             memory_bytes: inner.view.as_ref().map_or(0, |v| v.memory_bytes()),
+            doubt: inner.doubt.as_ref().map(Doubt::shown),
         }
     }
 
@@ -160,14 +192,13 @@ impl<M: Machine> Holder<M> {
                 paused
             }
             other => {
-                let name = other.name();
                 inner.state = other;
-                Err(self.wrong_state("pause", name))
+                Err(self.wrong_state("pause", inner.name()))
             }
         }
     }
 
-    /// Resumes a guest that was paused; or one in doubt, on the operator's word that nobody else runs it.
+    /// Resumes a guest that was paused.
     ///
     /// # Errors
     /// It is not paused, or could not be resumed.
@@ -179,28 +210,9 @@ impl<M: Machine> Holder<M> {
                 inner.state = if resumed.is_ok() { State::Running(machine) } else { State::Paused(machine) };
                 resumed
             }
-            state @ (State::Migrating(_) | State::Receiving(_)) if inner.doubt => {
-                state.resolve(Word::Resume);
-                inner.state = state;
-                Ok(())
-            }
-            State::InDoubt(held) => match held.resume() {
-                Ok(machine) => {
-                    inner.view = Some(machine.view());
-                    inner.state = State::Running(machine);
-                    drop(inner);
-                    self.changed.notify_all();
-                    Ok(())
-                }
-                Err((held, e)) => {
-                    inner.state = State::InDoubt(held);
-                    Err(self.failed("resume", &*e))
-                }
-            },
             other => {
-                let name = other.name();
                 inner.state = other;
-                Err(self.wrong_state("resume", name))
+                Err(self.wrong_state("resume", inner.name()))
             }
         }
     }
@@ -212,7 +224,7 @@ impl<M: Machine> Holder<M> {
     pub fn check(&self) -> Result<Check, Failure> {
         let mut inner = self.lock_for_command();
         let was_running = matches!(inner.state, State::Running(_));
-        let name = inner.state.name();
+        let name = inner.name();
         let (State::Running(machine) | State::Paused(machine)) = &mut inner.state else {
             return Err(self.wrong_state("check", name));
         };
@@ -236,51 +248,42 @@ impl<M: Machine> Holder<M> {
     pub fn cancel(&self) -> Result<(), Failure> {
         let inner = self.lock();
         match &inner.state {
-            State::Migrating(cancel) | State::Receiving(cancel) if !inner.doubt => {
-                cancel.cancel();
+            State::Migrating(control) | State::Receiving(control) if inner.doubt.is_none() => {
+                control.cancel();
                 Ok(())
             }
             _ => Err(self.wrong_state("cancel", inner.name())),
         }
     }
 
-    /// Ends the guest; one that migrates is ended when the migration is over and did not move it.
+    /// Ends the guest; one that migrates is ended when the migration is over and did not move it, one in doubt
+    /// is discarded.
     ///
     /// # Errors
     /// It has ended already.
     pub fn quit(&self) -> Result<(), Failure> {
         let mut inner = self.lock_for_command();
+        if inner.doubt.is_some() {
+            self.quit_in_doubt(&mut inner);
+            return Ok(());
+        }
         match inner.state.take() {
-            State::Ended(end) => {
-                inner.state = State::Ended(end);
-                Err(self.wrong_state("quit", "ended"))
-            }
-            state @ (State::Migrating(_) | State::Receiving(_)) if inner.doubt => {
-                state.resolve(Word::Discard);
-                inner.state = state;
-                inner.quit_asked = true;
-                Ok(())
-            }
-            State::Receiving(cancel) => {
-                cancel.cancel();
-                self.end(inner, End::Quit { in_doubt: false });
-                Ok(())
-            }
-            State::Migrating(cancel) => {
-                cancel.cancel();
-                inner.quit_asked = true;
-                inner.state = State::Migrating(cancel);
-                Ok(())
-            }
-            State::InDoubt(held) => {
-                drop(held);
-                self.end(inner, End::Quit { in_doubt: true });
-                Ok(())
-            }
             State::Running(machine) | State::Paused(machine) => {
                 machine.end();
-                self.end(inner, End::Quit { in_doubt: false });
+                self.end(&mut inner, End::Quit { in_doubt: false });
                 Ok(())
+            }
+            other => {
+                inner.state = other;
+                inner.quit_asked = true;
+                match &inner.state {
+                    State::Ended(_) => Err(self.wrong_state("quit", "ended")),
+                    State::Migrating(control) | State::Receiving(control) => {
+                        control.cancel();
+                        Ok(())
+                    }
+                    State::Running(_) | State::Paused(_) | State::Lost(_) => Ok(()),
+                }
             }
         }
     }
@@ -289,35 +292,37 @@ impl<M: Machine> Holder<M> {
     /// has ended, with the guest's new whereabouts settled.
     ///
     /// # Errors
-    /// The guest did not move, or it is not known whether it did.
+    /// The guest did not move; or it was in doubt, and was discarded.
     pub fn migrate(
         &self,
         to: &Address,
         settings: &Settings,
         watch: &(dyn Fn(&Event) + Sync),
     ) -> Result<Box<Report>, Box<NotMoved>> {
-        let cancel = Control::new();
+        let control = Control::new();
         let machine = {
             let mut inner = self.lock_for_command();
             match inner.state.take() {
                 State::Running(machine) => {
-                    inner.state = State::Migrating(cancel.clone());
+                    inner.state = State::Migrating(control.clone());
                     machine
                 }
                 other => {
-                    let failure = self.wrong_state("migrate", other.name());
                     inner.state = other;
+                    let failure = self.wrong_state("migrate", inner.name());
                     return Err(Box::new(NotMoved { failure, report: None }));
                 }
             }
         };
+        let mut settings = settings.clone();
+        settings.engine.arbiter.clone_from(&self.arbiter);
         let tell = |event: Event| {
             watch(&event);
             self.output.tell(event);
         };
         tell(Event::Migrating { to: to.to_string() });
-        let moving =
-            machine.migrate(to, settings, &cancel, &Telling(&|event| tell(event), &|p| self.note_doubt(p)));
+        let follow = Following(&|progress| tell(self.follow(progress)));
+        let moving = machine.migrate(to, &settings, &control, &follow);
         let (report, next) = match moving {
             Moving::Moved(report) => (report, State::Ended(End::Moved)),
             Moving::StillHere { machine, report } => {
@@ -338,41 +343,37 @@ impl<M: Machine> Holder<M> {
         Err(Box::new(NotMoved { failure, report: Some(report) }))
     }
 
-    /// Notes whether what goes on is in doubt.
-    pub fn note_doubt(&self, progress: &mig::observe::Progress) {
-        if let mig::observe::Progress::InDoubt { .. } = progress {
-            let mut inner = self.lock();
-            (inner.doubt, inner.warned) = (true, false);
-        }
-    }
-
     fn settle(&self, next: State<M>) {
         let mut inner = self.lock();
-        inner.doubt = false;
         match next {
-            State::Ended(end) => self.end(inner, end),
+            State::Ended(end) => self.end(&mut inner, end),
             State::Running(machine) | State::Paused(machine) if inner.quit_asked => {
                 machine.end();
-                self.end(inner, End::Quit { in_doubt: false });
+                self.end(&mut inner, End::Quit { in_doubt: false });
             }
             other => {
                 inner.state = other;
                 inner.quit_asked = false;
+                inner.doubt = None;
                 drop(inner);
                 self.changed.notify_all();
             }
         }
     }
 
-    /// The token of the receive that is to begin now; none when the holder was told to quit.
+    /// The token of the receive that is to begin now; none when the holder was told to quit, and has ended.
     pub fn begin_receive(&self) -> Option<Control> {
         let mut inner = self.lock();
+        if inner.quit_asked && matches!(inner.state, State::Receiving(_)) {
+            self.end(&mut inner, End::Quit { in_doubt: false });
+            return None;
+        }
         match &mut inner.state {
-            State::Receiving(cancel) => {
-                if cancel.is_cancelled() {
-                    *cancel = Control::new();
+            State::Receiving(control) => {
+                if control.is_cancelled() {
+                    *control = Control::new();
                 }
-                Some(cancel.clone())
+                Some(control.clone())
             }
             _ => None,
         }
@@ -383,40 +384,36 @@ impl<M: Machine> Holder<M> {
         self.arriving.store(true, Ordering::SeqCst);
     }
 
-    /// What was arriving did not.
+    /// The guest that comes in is all here and paused: one can look at it.
+    pub fn restored(&self, view: Arc<dyn View>) {
+        self.lock().view = Some(view);
+    }
+
+    /// What was arriving did not, or has been given back.
     pub fn not_received(&self) {
         self.arriving.store(false, Ordering::SeqCst);
         let mut inner = self.lock();
-        let dropped = std::mem::take(&mut inner.doubt) && inner.quit_asked;
-        if dropped {
-            return self.end(inner, End::Quit { in_doubt: true });
+        inner.view = None;
+        if inner.doubt.take().is_some() && inner.quit_asked {
+            self.end(&mut inner, End::Quit { in_doubt: true });
+        } else {
+            drop(inner);
+            self.changed.notify_all();
         }
-        drop(inner);
-        self.changed.notify_all();
     }
 
     /// Takes over a guest that was received and runs.
     pub fn received(&self, machine: M) {
         let mut inner = self.lock();
-        inner.doubt = false;
-        inner.view = Some(machine.view());
-        match inner.state {
-            State::Receiving(_) => inner.state = State::Running(machine),
-            // It was told to quit while the last byte came in; the source has given the guest up.
-            _ => {
-                drop(inner);
-                return machine.end();
-            }
+        // It was told to quit while the last byte came in; the source has given the guest up.
+        if inner.quit_asked || !matches!(inner.state, State::Receiving(_)) {
+            machine.end();
+            self.end(&mut inner, End::Quit { in_doubt: false });
+            return;
         }
-        drop(inner);
-        self.changed.notify_all();
-    }
-
-    /// Takes over a copy that is in doubt. It is kept even if the holder was told to quit meanwhile.
-    pub fn received_in_doubt(&self, held: Box<dyn Held<M>>) {
-        let mut inner = self.lock();
-        inner.view = held.view().or(inner.view.take());
-        inner.state = State::InDoubt(held);
+        inner.view = Some(machine.view());
+        inner.doubt = None;
+        inner.state = State::Running(machine);
         drop(inner);
         self.changed.notify_all();
     }
@@ -458,7 +455,7 @@ impl<M: Machine> Holder<M> {
                 match &inner.state {
                     State::Ended(_) => return,
                     State::Running(_) | State::Paused(_) | State::Migrating(_) => inner.view.clone(),
-                    State::Receiving(_) | State::InDoubt(_) => None,
+                    State::Receiving(_) | State::Lost(_) => None,
                 }
             };
             if let Some(end) = view.and_then(|v| v.wait_end(WATCH_INTERVAL)) {
@@ -475,34 +472,39 @@ impl<M: Machine> Holder<M> {
         match inner.state.take() {
             State::Running(machine) | State::Paused(machine) => {
                 machine.end();
-                self.end(inner, End::Guest(end));
+                self.end(&mut inner, End::Guest(end));
             }
             // The engine has the machine, and gives it back when it has told the destination.
-            State::Migrating(cancel) => {
-                if !cancel.is_cancelled() {
-                    cancel.cancel_because(end.reason);
+            State::Migrating(control) => {
+                if !control.is_cancelled() {
+                    control.cancel_because(end.reason);
                 }
-                inner.state = State::Migrating(cancel);
+                inner.state = State::Migrating(control);
             }
             other => inner.state = other,
         }
     }
 
-    /// Ctrl-C. A migration is cancelled first, and a guest in doubt is dropped on the second one only.
+    /// Ctrl-C. A migration is cancelled first, and a guest in doubt is discarded on the second one only.
     pub fn interrupt(&self) -> Interrupted {
         let mut inner = self.lock();
+        let (quit_asked, in_doubt) = (inner.quit_asked, inner.doubt.is_some());
+        if let Some(doubt) = &mut inner.doubt
+            && !std::mem::replace(&mut doubt.warned, true)
+        {
+            self.output.note("the guest held here may be the last copy. Ctrl-C again discards it");
+            return Interrupted::Handled;
+        }
         match &inner.state {
-            State::Migrating(cancel) if !inner.doubt && !cancel.is_cancelled() => {
-                cancel.cancel();
+            State::Ended(_) => return Interrupted::Ended,
+            State::Migrating(_) | State::Receiving(_) if quit_asked => {
+                return Interrupted::ExitNow { in_doubt };
+            }
+            State::Migrating(control) if !in_doubt && !control.is_cancelled() => {
+                control.cancel();
                 self.output.note("cancelling the migration; the guest stays. Ctrl-C again ends it");
             }
-            State::Migrating(_) if !inner.doubt && !inner.quit_asked => inner.quit_asked = true,
-            State::Migrating(_) if !inner.doubt => return Interrupted::ExitNow,
-            State::Ended(_) => return Interrupted::Ended,
-            _ if inner.name() == "in-doubt" && !inner.warned => {
-                inner.warned = true;
-                self.output.note("the guest held here may be the last copy. Ctrl-C again drops it");
-            }
+            State::Migrating(_) if !in_doubt => inner.quit_asked = true,
             _ => {
                 drop(inner);
                 // It may have ended in this moment, which is what was wanted.
@@ -512,27 +514,35 @@ impl<M: Machine> Holder<M> {
         Interrupted::Handled
     }
 
-    fn end(&self, mut inner: MutexGuard<'_, Inner<M>>, end: End) {
+    fn end(&self, inner: &mut Inner<M>, end: End) {
         inner.state = State::Ended(end);
+        inner.doubt = None;
         // It keeps the guest's memory.
         inner.view = None;
-        drop(inner);
         self.changed.notify_all();
     }
 
     /// As [`Holder::lock`], for commands: the source may know that its guest runs here before the receive
     /// has come back.
-    fn lock_for_command(&self) -> MutexGuard<'_, Inner<M>> {
-        let waits = |inner: &mut Inner<M>| {
+    fn lock_for_command(&self) -> Guard<'_, M> {
+        self.wait_while(self.lock(), ARRIVAL_PATIENCE, |inner| {
             self.arriving.load(Ordering::SeqCst) && matches!(inner.state, State::Receiving(_))
-        };
+        })
+    }
+
+    fn wait_while<'a>(
+        &self,
+        inner: Guard<'a, M>,
+        patience: Duration,
+        mut waits: impl FnMut(&Inner<M>) -> bool,
+    ) -> Guard<'a, M> {
         self.changed
-            .wait_timeout_while(self.lock(), ARRIVAL_PATIENCE, waits)
+            .wait_timeout_while(inner, patience, |inner| waits(inner))
             .unwrap_or_else(PoisonError::into_inner)
             .0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<M>> {
+    fn lock(&self) -> Guard<'_, M> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -559,8 +569,9 @@ fn still_here<M: Machine>(machine: M, report: &mig::observe::Report) -> State<M>
 }
 
 impl<M> Inner<M> {
+    /// As in [`Status`].
     fn name(&self) -> &'static str {
-        if self.doubt { "in-doubt" } else { self.state.name() }
+        if self.doubt.is_some() { "in-doubt" } else { self.state.name() }
     }
 }
 
@@ -571,15 +582,8 @@ impl<M> State<M> {
             Self::Running(_) => "running",
             Self::Paused(_) => "paused",
             Self::Migrating(_) => "migrating",
-            Self::InDoubt(_) => "in-doubt",
+            Self::Lost(_) => "in-doubt",
             Self::Ended(_) => "ended",
-        }
-    }
-
-    /// Hands an operator's word to the engine.
-    fn resolve(&self, word: Word) {
-        if let Self::Migrating(control) | Self::Receiving(control) = self {
-            control.resolve(word);
         }
     }
 
@@ -589,16 +593,12 @@ impl<M> State<M> {
     }
 }
 
-/// An engine's observer that turns progress into events.
-pub(crate) struct Telling<'a>(
-    pub(crate) &'a (dyn Fn(Event) + Sync),
-    pub(crate) &'a (dyn Fn(&mig::observe::Progress) + Sync),
-);
+/// An engine's observer that is a closure.
+pub(crate) struct Following<'a>(pub(crate) &'a (dyn Fn(&Progress) + Sync));
 
-impl Observer for Telling<'_> {
-    fn progress(&self, progress: &mig::observe::Progress) {
-        (self.1)(progress);
-        (self.0)(progress.into());
+impl Observer for Following<'_> {
+    fn progress(&self, progress: &Progress) {
+        (self.0)(progress);
     }
 }
 

@@ -16,6 +16,7 @@ pub mod failure;
 pub mod hold;
 pub mod holder;
 pub mod keyboard;
+pub mod lease;
 pub mod machine;
 pub mod options;
 pub mod output;

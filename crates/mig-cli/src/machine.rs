@@ -95,11 +95,11 @@ pub enum Moving<M> {
         /// How it went.
         report: Report,
     },
-    /// It was in doubt, and was dropped here on the operator's word.
+    /// It was in doubt, and an operator said that it runs there. Here it is gone.
     Discarded(Report),
 }
 
-/// A paused guest that may be the last copy; dropping it drops the guest.
+/// A complete copy, paused, that was to run here and could not be started; dropping it drops the guest.
 pub trait Held<M>: Send {
     /// A look at it, where its holder has none yet: a copy that arrived.
     fn view(&self) -> Option<Arc<dyn View>> {
@@ -124,7 +124,7 @@ pub enum Arrival<M> {
     },
     /// It never did.
     NotReceived(Fault),
-    /// It was to run here and could not be started.
+    /// It was given to this side, which could not start it.
     Lost {
         /// The copy, paused.
         held: Box<dyn Held<M>>,

@@ -8,7 +8,7 @@ use clap::{ArgGroup, Parser};
 use mig::Address;
 
 use crate::console::ConsoleTo;
-use crate::control::{GuestTime, Migrate};
+use crate::control::{GuestTime, Migrate, Word};
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size};
 
@@ -25,7 +25,7 @@ Exit codes:
   0  the guest moved
   1  the migration failed; the guest went on here until it was ended
   2  nothing was started: an option, or what it names, is at fault
-  3  in doubt: it is not known whether the guest runs on the destination";
+  3  in doubt: the guest was discarded here although it is not known whether it runs on the destination";
 
 const SEND_EXAMPLES: &str = "\
 Examples:
@@ -33,7 +33,8 @@ Examples:
   mig-send --to tcp:host.example:4444 --guest dirtier:rate=50MiB --memory 1GiB --cpus 2 --verify
   mig-send --to tcp:[::1]:4444 --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0'
   mig-send --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --control unix:/run/guest.sock
-  mig-send --vm unix:/run/guest.sock --to tcp:host.example:4444";
+  mig-send --vm unix:/run/guest.sock --to tcp:host.example:4444
+  mig-send --vm unix:/run/guest.sock --resolve resume";
 
 const RECV_EXAMPLES: &str = "\
 Examples:
@@ -51,6 +52,7 @@ Exit codes:
 #[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
 #[command(override_usage = "mig-send <--guest NAME|--kernel FILE> [--to ADDR] [OPTIONS]\n       \
                             mig-send --vm unix:PATH --to ADDR [OPTIONS]\n       \
+                            mig-send --vm unix:PATH --resolve resume|discard [--json]\n       \
                             mig-send --demo")]
 #[command(group(ArgGroup::new("what").required(true).args(["guest", "kernel", "vm", "demo", "demo_receiver"])))]
 #[command(group(ArgGroup::new("move").args(["to", "demo", "demo_receiver"])))]
@@ -58,7 +60,8 @@ pub struct SendOptions {
     /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets. Without it the guest runs here until it ends
     /// or is moved by --vm
     #[arg(long, value_name = "ADDR", value_parser = parse_receiver)]
-    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver"], conflicts_with = "demo")]
+    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver", "resolve"])]
+    #[arg(conflicts_with = "demo")]
     pub to: Option<Address>,
     /// Run a built-in guest (see below)
     #[arg(long, value_name = "NAME[:key=value,...]")]
@@ -72,12 +75,17 @@ pub struct SendOptions {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with_all = ["guest", "vm", "demo"])]
     pub cmdline: Option<String>,
-    /// Tell the holder of a running guest to move it: the --control path of a mig-send or mig-recv
+    /// Tell the holder of a guest to move it, or to --resolve: the --control path of a mig-send or mig-recv
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
-    #[arg(conflicts_with_all = ["memory", "cpus", "after", "control", "console"])]
+    #[arg(conflicts_with_all = ["memory", "cpus", "after", "control", "console", "lease"])]
     pub vm: Option<PathBuf>,
+    /// Decide about a guest in doubt that the holder holds paused. resume: the other side does not run it and
+    /// never will; if that is wrong, two guests run. discard: the other side runs it
+    #[arg(long, value_name = "WORD", requires = "vm", hide_possible_values = true)]
+    #[arg(conflicts_with_all = ["to", "guest", "kernel", "demo"])]
+    pub resolve: Option<Word>,
     /// Start a receiver on this machine and show one live migration of a guest that dirties memory
-    #[arg(long, conflicts_with_all = ["memory", "cpus", "after", "control", "console"])]
+    #[arg(long, conflicts_with_all = ["memory", "cpus", "after", "control", "console", "lease"])]
     pub demo: bool,
     /// The demo's receiver
     #[arg(long, hide = true, value_name = "PATH", exclusive = true)]
@@ -109,6 +117,10 @@ pub struct SendOptions {
     /// Where the guest's holder is controlled [default: a socket in XDG_RUNTIME_DIR or the temporary directory]
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
     pub control: Option<PathBuf>,
+    /// A file on storage that both hosts share, which decides who runs the guest when the hosts lose each other.
+    /// Every receiver must be given the same; it is created if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub lease: Option<PathBuf>,
     /// The guest's serial port: stdio types standard input to it too; a terminal's Ctrl-] is Ctrl-C then
     /// [default: none, stdio for a kernel without --json]
     #[arg(long, value_name = "FILE|stdio|none")]
@@ -132,6 +144,10 @@ pub struct RecvOptions {
     /// [default: stdio; none with --json]
     #[arg(long, value_name = "FILE|stdio|none")]
     pub console: Option<ConsoleTo>,
+    /// A file on storage that both hosts share, which decides who runs the guest when the hosts lose each other.
+    /// The sender must be given the same; it is created if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub lease: Option<PathBuf>,
     /// Refuse guests with more memory than this
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_memory: Option<u64>,
@@ -230,6 +246,9 @@ mod tests {
         assert!(send("--to tcp:h:1 --kernel vmlinux --initrd i --cmdline quiet").is_ok());
         assert!(send("--kernel vmlinux --console stdio").is_ok() && send("--guest idle --json").is_ok());
         assert!(send("--vm unix:/x --to tcp:h:1 --verify").is_ok());
+        assert_eq!(send("--vm unix:/x --resolve discard --json").unwrap().resolve, Some(Word::Discard));
+        assert_eq!(send("--guest idle --lease /l").unwrap().lease, Some("/l".into()));
+        assert_eq!(recv("--listen tcp:h:1 --lease /l").unwrap().lease, Some("/l".into()));
         assert!(send("--demo").is_ok() && send("--demo-receiver /x").is_ok());
         let short = send("--to tcp:h:1 --guest idle --downtime 10us").unwrap();
         assert_eq!(short.migrate(short.to.as_ref().unwrap()).downtime_ms, Some(1));
@@ -274,6 +293,13 @@ mod tests {
             "--vm /x --to tcp:h:1",
             "--vm unix:/x --to tcp:h:1 --cpus 3",
             "--demo --to tcp:h:1",
+            "--demo --lease /l",
+            "--vm unix:/x --to tcp:h:1 --lease /l",
+            "--vm unix:/x --to tcp:h:1 --resolve resume",
+            "--vm unix:/x --resolve maybe",
+            "--vm unix:/x --resolve resume --verify",
+            "--guest idle --resolve resume",
+            "--resolve resume",
             "--guest idle --to tcp:h:1 --max-rounds 0",
             "--guest idle --to tcp:h:1 --guest-time rewind",
         ];

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use mig::{Listener, ReceiveOptions, observe::Progress};
+use mig::observe::Progress;
+use mig::{Listener, ReceiveOptions};
 use mig_vmm::{Machine, Receiver};
 
 use crate::console::ConsoleTo;
@@ -11,13 +12,14 @@ use crate::event::{Arrived, Event, Received, Running};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::hold::{attend, control_path, obey_signals, see_off};
-use crate::holder::{End, Holder};
+use crate::holder::{End, Following, Holder};
 use crate::keyboard;
-use crate::machine::Arrival;
+use crate::lease;
+use crate::machine::{Arrival, View};
 use crate::options::RecvOptions;
 use crate::output::{Output, Stream};
 use crate::send::stdout_is_taken;
-use crate::vmm::receive;
+use crate::vmm::{Arriving, receive};
 
 const SIDE: &str = "destination";
 
@@ -47,6 +49,7 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
         return Err(stdout_is_taken(SIDE));
     }
     kvm_can_be_opened()?;
+    let arbiter = lease::open(&options.lease, SIDE)?;
     let typed = *console == ConsoleTo::Stdio;
     let console = console.open(SIDE)?;
     let listener = Listener::bind(&options.listen)
@@ -58,15 +61,17 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
         receiver = receiver.max_memory_bytes(bytes);
     }
     let signals = obey_signals(server.socket());
-    let holder: Arc<Holder<Machine>> = Holder::receiving(output.clone(), SIDE);
+    let holder: Arc<Holder<Machine>> = Holder::receiving(output.clone(), SIDE, arbiter.clone());
     attend(&holder, &mut server, &signals);
     if typed {
         keyboard::attend(&holder, server.socket());
     }
     output.tell(Event::Listening { addr: listener.address().to_string() });
-    receive_one(&holder, &listener, &mut receiver, output);
-    // The listener stays: it answers a source in doubt.
-    Ok(match see_off(&holder, server, &console) {
+    receive_one(&holder, &listener, &mut receiver, &ReceiveOptions { arbiter }, output);
+    let end = see_off(&holder, server, &console);
+    // Only now: a source that is in doubt asks here what became of its guest.
+    drop(listener);
+    Ok(match end {
         End::Moved | End::Quit { in_doubt: false } => Exit::Done,
         End::Guest(end) => {
             if end.good {
@@ -80,24 +85,22 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
 }
 
 /// Receives until a guest is here, or the holder is told to quit.
-fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mut Receiver, output: &Output) {
+fn receive_one(
+    holder: &Arc<Holder<Machine>>,
+    listener: &Listener,
+    receiver: &mut Receiver,
+    options: &ReceiveOptions,
+    output: &Output,
+) {
     while let Some(control) = holder.begin_receive() {
-        let waiting = Arc::clone(holder);
         let observer = |progress: &Progress| {
             // `running` is told with what was received, when the guest can be controlled.
             if !matches!(progress, Progress::Running) {
-                holder.note_doubt(progress);
-                output.tell(progress.into());
+                output.tell(holder.follow(progress));
             }
         };
-        match receive(
-            listener,
-            receiver,
-            &ReceiveOptions::default(),
-            &control,
-            &Watching(&observer),
-            Arc::new(move || waiting.arriving()),
-        ) {
+        let arriving = Arc::new(Waiting(Arc::clone(holder)));
+        match receive(listener, receiver, options, &control, &Following(&observer), arriving) {
             Arrival::Running { machine, report } => {
                 let guest_time = machine.arrival().map(Arrived::from);
                 holder.received(machine);
@@ -105,11 +108,7 @@ fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mu
                 output.tell(Event::Running(Running { received: Some(received) }));
                 return;
             }
-            Arrival::Lost { held, fault } => {
-                holder.received_in_doubt(held);
-                output.tell(Event::InDoubt(fault.into()));
-                return;
-            }
+            Arrival::Lost { held, fault } => return holder.received_lost(held, fault.into()),
             Arrival::NotReceived(fault) => {
                 holder.not_received();
                 if holder.begin_receive().is_some() {
@@ -120,12 +119,16 @@ fn receive_one(holder: &Arc<Holder<Machine>>, listener: &Listener, receiver: &mu
     }
 }
 
-/// An observer that is a closure.
-struct Watching<'a>(&'a (dyn Fn(&Progress) + Sync));
+/// A holder that waits for its guest.
+struct Waiting(Arc<Holder<Machine>>);
 
-impl mig::Observer for Watching<'_> {
-    fn progress(&self, progress: &Progress) {
-        (self.0)(progress);
+impl Arriving for Waiting {
+    fn restored(&self, view: Arc<dyn View>) {
+        self.0.restored(view);
+    }
+
+    fn runs(&self) {
+        self.0.arriving();
     }
 }
 

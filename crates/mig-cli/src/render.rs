@@ -1,7 +1,7 @@
 //! What people see: events as lines of text, with colours and a moving line on a terminal only.
 
 use crate::control::GuestTime;
-use crate::event::{Arrived, Downtime, Event, Received, Report, Round};
+use crate::event::{Arrived, Doubt, Downtime, Event, Received, Report, Round};
 use crate::failure::Failure;
 use crate::units::{bytes, millis, round_bytes};
 
@@ -17,6 +17,8 @@ pub struct Renderer {
     on_live_line: bool,
     /// Whether the head of the table of rounds has been shown for this migration.
     head_shown: bool,
+    /// Why the guest is in doubt, as it was shown last.
+    doubt_shown: String,
 }
 
 /// Select Graphic Rendition parameters (ECMA-48).
@@ -33,13 +35,19 @@ enum Style {
 impl Renderer {
     /// `colour`: whether to use colours. `live`: whether a line may be overwritten, as on a terminal.
     pub fn new(colour: bool, live: bool) -> Self {
-        Self { colour, live, on_live_line: false, head_shown: false }
+        Self { colour, live, on_live_line: false, head_shown: false, doubt_shown: String::new() }
     }
 
     /// The text for an event, line ends included; empty where people need not see it.
     pub fn render(&mut self, event: &Event) -> String {
         if let Event::Copying { round, sent_pages, total_pages } = event {
             return self.copying(*round, *sent_pages, *total_pages);
+        }
+        if let Event::InDoubt(doubt) = event
+            && doubt.asked > 0
+            && doubt.failure.cause == self.doubt_shown
+        {
+            return self.still_in_doubt(doubt);
         }
         let text = self.lines(event);
         if text.is_empty() {
@@ -83,11 +91,8 @@ impl Renderer {
                     self.paint(Style::Yellow, &format!("turned {peer} away"))
                 )
             }
-            Event::InDoubt(failure) => {
-                self.failure("in doubt: the guest may run on the other side", failure, Style::Red)
-                    + "it is held here, paused: 'resume' on the control socket runs it (only if it certainly does \
-                       not run there), 'quit' drops it\n"
-            }
+            Event::InDoubt(doubt) => self.in_doubt(doubt),
+            Event::WordRefused(failure) => self.failure("the word was not obeyed", failure, Style::Red),
             Event::Error(failure) => self.failure("error", failure, Style::Red),
             Event::Note { text } => format!("{text}\n"),
             Event::Ended { reason } => format!("ended: {reason}\n"),
@@ -104,6 +109,25 @@ impl Renderer {
         let bar = self.paint(Style::Cyan, &bar(part, BAR_WIDTH));
         let blank = " ".repeat(BAR_WIDTH.saturating_sub(cells(part, BAR_WIDTH)));
         format!("\r\x1b[2K{round:>5}  {bar}{blank} {:>3.0} %", part * 100.0)
+    }
+
+    fn in_doubt(&mut self, doubt: &Doubt) -> String {
+        self.doubt_shown.clone_from(&doubt.failure.cause);
+        if doubt.asked == 0 {
+            let title = "in doubt: the other side may run the guest; it is held here, paused";
+            return self.failure(title, &doubt.failure, Style::Red);
+        }
+        let cause = printable(&doubt.failure.cause);
+        format!("{}: {cause}\n", self.paint(Style::Yellow, &format!("in doubt for {}", millis(doubt.for_ms))))
+    }
+
+    fn still_in_doubt(&mut self, doubt: &Doubt) -> String {
+        if !self.live {
+            return String::new();
+        }
+        self.on_live_line = true;
+        let asked = count(doubt.asked.into(), "time");
+        format!("\r\x1b[2Kin doubt for {}: asked {asked} in vain", millis(doubt.for_ms))
     }
 
     fn round(&mut self, round: &Round) -> String {
@@ -154,12 +178,7 @@ impl Renderer {
         let mut text = match report.outcome.as_str() {
             "moved" => self.moved(report),
             "still-here" => self.paint(Style::Yellow, "not moved: the guest is still here") + "\n",
-            _ => {
-                self.paint(
-                    Style::Red,
-                    "in doubt: the guest may run on the other side; it is held here, paused",
-                ) + "\n"
-            }
+            _ => self.paint(Style::Red, "discarded here, on an operator's word") + "\n",
         };
         if let Some(fault) = &report.fault {
             text.push_str(&facts(fault));
@@ -369,6 +388,30 @@ verified: the digests of 512 chunks agree
             text,
             "not moved: the guest is still here\n  side:   source\n  step:   connect\n  \
              cause:  connection refused\n  remedy: start mig-recv there first\n"
+        );
+    }
+
+    #[test]
+    fn a_doubt_is_told_once_with_what_to_do_and_then_in_a_line_that_moves() {
+        let failure = Failure::new("source", "commit", "silent", "resolve");
+        let doubt = |asked, failure: &Failure| {
+            Event::InDoubt(Doubt { for_ms: 1500.0, asked, failure: failure.clone() })
+        };
+        let mut log = plain();
+        let first = log.render(&doubt(0, &failure));
+        assert!(first.starts_with("in doubt: ") && first.ends_with("  remedy: resolve\n"), "{first}");
+        assert_eq!(log.render(&doubt(1, &failure)), "", "a log is not filled with it");
+        let refused = Failure { cause: "refused".into(), ..failure.clone() };
+        assert_eq!(log.render(&doubt(2, &refused)), "in doubt for 1.50 s: refused\n");
+        assert_eq!(log.render(&doubt(3, &refused)), "");
+        let mut terminal = Renderer::new(false, true);
+        terminal.render(&doubt(0, &failure));
+        assert_eq!(
+            terminal.render(&doubt(2, &failure)),
+            "\r\x1b[2Kin doubt for 1.50 s: asked 2 times in vain"
+        );
+        assert!(
+            terminal.render(&Event::Resumed).is_empty() && terminal.render(&Event::Paused).starts_with('\r')
         );
     }
 

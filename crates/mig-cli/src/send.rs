@@ -16,7 +16,7 @@ use crate::machine::GuestEnd;
 use crate::options::SendOptions;
 use crate::output::{Output, Stream};
 use crate::vmm::start_failure;
-use crate::{attach, demo, keyboard};
+use crate::{attach, demo, keyboard, lease};
 
 const SIDE: &str = "source";
 
@@ -34,6 +34,8 @@ pub fn run(options: &SendOptions) -> Exit {
         demo::run(options, &output)
     } else if let (Some(path), Some(to)) = (&options.vm, &options.to) {
         attach::run(path, &options.migrate(to), &output)
+    } else if let (Some(path), Some(word)) = (&options.vm, options.resolve) {
+        attach::resolve(path, word, &output)
     } else {
         own_guest(options, &console, &output)
     };
@@ -86,13 +88,14 @@ fn own_guest(options: &SendOptions, console: &ConsoleTo, output: &Output) -> Res
         return Err(stdout_is_taken(SIDE));
     }
     let migration = options.to.as_ref().map(|to| options.migrate(to).settings()).transpose()?;
+    let arbiter = lease::open(&options.lease, SIDE)?;
     let mut server = Server::bind(&control_path(&options.control, "mig-send"))?;
     let signals = obey_signals(server.socket());
     let typed = *console == ConsoleTo::Stdio;
     let console = console.open(SIDE)?;
     let machine = boot(options, console.clone())?;
     let started = started(&machine, Some(shown(server.path())));
-    let holder: Arc<Holder<Machine>> = Holder::running(machine, output.clone(), SIDE);
+    let holder: Arc<Holder<Machine>> = Holder::running(machine, output.clone(), SIDE, arbiter);
     attend(&holder, &mut server, &signals);
     output.tell(started);
     if typed {
@@ -132,10 +135,6 @@ fn say_what_now(holder: &Holder<Machine>, server: &Server, output: &Output, to: 
         )),
         "paused" => output.note(format!(
             "the guest is here, paused: {{\"cmd\": \"resume\"}} or {{\"cmd\": \"quit\"}} on {control}"
-        )),
-        "in-doubt" => output.note(format!(
-            "look at the destination. If the guest certainly does not run there: {{\"cmd\": \"resume\"}} on \
-             {control}\nif it does: {{\"cmd\": \"quit\"}}"
         )),
         _ => {}
     }

@@ -124,19 +124,26 @@ impl Held<Machine> for mig::HeldCopy<Announced> {
     }
 }
 
-/// Receives a guest; `arriving` is called as it is about to run here, which is before the source knows it.
+/// What a receiver is told of a guest that comes in.
+pub trait Arriving: Send + Sync {
+    /// It is all here, and paused.
+    fn restored(&self, view: Arc<dyn View>);
+    /// It is about to run here, which is before the source knows it.
+    fn runs(&self);
+}
+
+/// Receives a guest.
 pub fn receive(
     listener: &Listener,
     receiver: &mut Receiver,
     options: &ReceiveOptions,
     control: &Control,
     observer: &dyn Observer,
-    arriving: Arc<dyn Fn() + Send + Sync>,
+    arriving: Arc<dyn Arriving>,
 ) -> Arrival<Machine> {
     match mig::receive(listener, &mut Announcing { receiver, arriving }, options, control, observer) {
         mig::Received::Running { vm, report } => Arrival::Running { machine: into_machine(vm), report },
         mig::Received::NotReceived(fault) => Arrival::NotReceived(fault),
-        // One that could not be started is held like one in doubt: the operator decides about the last copy.
         mig::Received::Lost(copy) => {
             let fault = copy.fault().clone();
             Arrival::Lost { held: Box::new(copy), fault }
@@ -148,15 +155,15 @@ fn into_machine(arrived: Announced) -> Machine {
     arrived.machine.into_machine().expect("the engine resumes a guest only after restoring it")
 }
 
-/// A receiver whose guests say that they are about to run.
+/// A receiver whose guests say how they arrive.
 struct Announcing<'a> {
     receiver: &'a mut Receiver,
-    arriving: Arc<dyn Fn() + Send + Sync>,
+    arriving: Arc<dyn Arriving>,
 }
 
 struct Announced {
     machine: IncomingMachine,
-    arriving: Arc<dyn Fn() + Send + Sync>,
+    arriving: Arc<dyn Arriving>,
 }
 
 impl Incoming for Announcing<'_> {
@@ -170,7 +177,11 @@ impl Incoming for Announcing<'_> {
 
 impl RestoreState for Announced {
     fn restore(&mut self, sections: &[Section]) -> Result<(), BoxError> {
-        self.machine.restore(sections)
+        self.machine.restore(sections)?;
+        if let Some(monitor) = self.machine.monitor() {
+            self.arriving.restored(Arc::new(monitor));
+        }
+        Ok(())
     }
 }
 
@@ -184,7 +195,7 @@ impl DestinationVm for Announced {
     }
 
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {
-        (self.arriving)();
+        self.arriving.runs();
         self.machine.resume(permit)
     }
 

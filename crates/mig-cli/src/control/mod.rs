@@ -16,7 +16,7 @@ use mig::{Address, SourceOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::event::Report;
+use crate::event::{Doubt, Report};
 use crate::failure::Failure;
 use crate::machine::Settings;
 
@@ -24,7 +24,8 @@ use crate::machine::Settings;
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The commands, in the order in which an error lists them.
-pub const COMMANDS: [&str; 8] = ["status", "migrate", "cancel", "pause", "resume", "screen", "check", "quit"];
+pub const COMMANDS: [&str; 9] =
+    ["status", "migrate", "cancel", "resolve", "pause", "resume", "screen", "check", "quit"];
 
 /// Something that is asked of a holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,11 @@ pub enum Request {
     Migrate(Migrate),
     /// End the migration that runs.
     Cancel,
+    /// Decide about a guest in doubt; answered when that has been obeyed or refused.
+    Resolve {
+        /// How.
+        word: Word,
+    },
     /// Pause the guest.
     Pause,
     /// Resume it.
@@ -74,6 +80,25 @@ pub struct Migrate {
     pub progress: bool,
 }
 
+/// An operator's word on a guest in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// The other side does not run it and never will: run it here. If that is wrong, two guests run
+    Resume,
+    /// The other side runs it: drop it here. If that is wrong, none is left
+    Discard,
+}
+
+impl From<Word> for mig::Word {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Resume => Self::Resume,
+            Word::Discard => Self::Discard,
+        }
+    }
+}
+
 /// What the guest's time does across the pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -103,7 +128,7 @@ impl From<mig_vmm::GuestTime> for GuestTime {
 }
 
 /// The answer to `status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// `running`, `paused`, `migrating`, `receiving`, `in-doubt` or `ended`.
     pub state: String,
@@ -113,6 +138,16 @@ pub struct Status {
     pub vcpus: u32,
     /// The guest's memory; 0 before there is one.
     pub memory_bytes: u64,
+    /// Since when, why, and what is asked for, while it is in doubt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Doubt>,
+}
+
+/// The answer to `resolve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// What the holder holds now, as in [`Status`].
+    pub state: String,
 }
 
 /// The answer to `screen`.
@@ -186,7 +221,7 @@ impl Migrate {
             return Err(wrong(format!("channels is {channels}"), "give 1 to 64"));
         }
         let verify = self.verify.unwrap_or(defaults.verify);
-        let engine = SourceOptions { policy, channels, verify, arbiter: None };
+        let engine = SourceOptions { policy, channels, verify, ..defaults };
         let guest_time = self.guest_time.map(Into::into).unwrap_or_default();
         Ok((to, Settings { engine, guest_time }))
     }
@@ -262,7 +297,9 @@ mod tests {
         assert_eq!((options.policy.max_rounds, options.channels, options.verify), (3, 4, true));
         assert_eq!(guest_time, mig_vmm::GuestTime::Stop);
         assert!(!migrate.progress, "events are sent only to who asked for them");
-        for command in COMMANDS.iter().filter(|c| **c != "migrate") {
+        let resolve = Request::parse(br#"{"cmd":"resolve","word":"discard"}"#).unwrap();
+        assert_eq!(resolve, Request::Resolve { word: Word::Discard });
+        for command in COMMANDS.iter().filter(|c| !["migrate", "resolve"].contains(c)) {
             assert!(Request::parse(format!(r#"{{"cmd":"{command}"}}"#).as_bytes()).is_ok(), "{command}");
         }
     }
@@ -274,9 +311,18 @@ mod tests {
         for command in COMMANDS {
             assert!(unknown.remedy.contains(command), "{command} is listed");
         }
-        for line in
-            [&b""[..], b"x", b"{}", b"[]", b"7", br#"{"cmd":7}"#, b"\xff\xfe", br#"{"cmd":"migrate"}"#]
-        {
+        for line in [
+            &b""[..],
+            b"x",
+            b"{}",
+            b"[]",
+            b"7",
+            br#"{"cmd":7}"#,
+            b"\xff\xfe",
+            br#"{"cmd":"migrate"}"#,
+            br#"{"cmd":"resolve"}"#,
+            br#"{"cmd":"resolve","word":"maybe"}"#,
+        ] {
             assert!(Request::parse(line).is_err(), "{line:?}");
         }
         let typo = Request::parse(br#"{"cmd":"migrate","to":"tcp:h:1","verfy":true}"#).unwrap_err();
@@ -305,7 +351,8 @@ mod tests {
         let answer = Answer::parse(line.as_bytes()).unwrap();
         assert!(!answer.is_ok());
         assert_eq!(answer.member::<Failure>("error").unwrap(), failure);
-        let status = Status { state: "running".into(), heartbeats: 9, vcpus: 1, memory_bytes: 4096 };
+        let status =
+            Status { state: "running".into(), heartbeats: 9, vcpus: 1, memory_bytes: 4096, doubt: None };
         let line = Answer::ok(&status).line();
         assert_eq!(
             serde_json::from_str::<Value>(&line).unwrap(),

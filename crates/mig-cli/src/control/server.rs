@@ -262,7 +262,8 @@ mod tests {
                     Answer::ok(&())
                 }
                 _ => {
-                    Answer::ok(&Status { state: "running".into(), heartbeats: 1, vcpus: 1, memory_bytes: 1 })
+                    let state = "running".into();
+                    Answer::ok(&Status { state, heartbeats: 1, vcpus: 1, memory_bytes: 1, doubt: None })
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What a holder answers to those who control it.
 
 use super::Holder;
-use crate::control::{Answer, Commands, Request};
+use crate::control::{Answer, Commands, Request, Resolved};
 use crate::event::Event;
 use crate::failure::Failure;
 use crate::machine::Machine;
@@ -14,6 +14,9 @@ impl<M: Machine> Commands for Holder<M> {
             Request::Screen => self.screen().map(|screen| Answer::ok(&screen)),
             Request::Check => self.check().map(|check| Answer::ok(&check)),
             Request::Cancel => done(self.cancel()),
+            Request::Resolve { word } => {
+                self.resolve((*word).into()).map(|state| Answer::ok(&Resolved { state }))
+            }
             Request::Pause => done(self.pause()),
             Request::Resume => done(self.resume()),
             Request::Quit => done(self.quit()),
@@ -32,6 +35,9 @@ impl<M: Machine> Holder<M> {
     /// That it cannot be done as things are.
     pub(super) fn wrong_state(&self, what: &str, state: &str) -> Failure {
         let (cause, remedy) = match state {
+            "running" | "paused" | "migrating" | "receiving" if what == "resolve" => {
+                ("no guest is in doubt here", "nothing needs to be done; status says what the guest does")
+            }
             "running" if what == "cancel" => {
                 ("no migration runs", "nothing needs to be done; the guest runs")
             }
@@ -45,7 +51,7 @@ impl<M: Machine> Holder<M> {
             "receiving" => ("no guest has been received yet", "send one first"),
             "in-doubt" => (
                 "it is not known whether the guest runs on the other side",
-                "resume runs it here, if it certainly does not run there; quit drops it",
+                "find out, and resolve: resume if it certainly does not run there and never will, discard if it does",
             ),
             _ => ("the guest has ended here", ""),
         };

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::event::examples;
-use mig::{BoxError, Word};
+use mig::observe::Progress;
+use mig::{BoxError, Fault, Word};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -19,6 +20,8 @@ enum Ending {
     Moved,
     StillHere,
     InDoubt,
+    /// Is in doubt, and stays so whatever anybody says.
+    Deaf,
     /// Waits for a cancel, and stays.
     Hang,
 }
@@ -73,9 +76,17 @@ impl Machine for Fake {
         match self.endings.recv().unwrap() {
             Ending::Moved => Moving::Moved(examples::moved()),
             Ending::StillHere => Moving::StillHere { machine: self, report: examples::refused() },
+            Ending::Deaf => {
+                observer.progress(&in_doubt(0));
+                while control.word().is_none() {
+                    thread::yield_now();
+                }
+                observer.progress(&Progress::WordRefused { cause: "it runs there".into() });
+                let _ = self.endings.recv();
+                Moving::StillHere { machine: self, report: examples::refused() }
+            }
             Ending::InDoubt => {
-                let fault = examples::refused().fault.unwrap();
-                observer.progress(&mig::observe::Progress::InDoubt { fault, asked: 0 });
+                observer.progress(&in_doubt(0));
                 loop {
                     match control.word() {
                         Some(Word::Discard) => return Moving::Discarded(examples::refused()),
@@ -97,6 +108,25 @@ impl Machine for Fake {
     }
     fn end(self) {
         self.seen.lock().unwrap().push("end");
+    }
+}
+
+/// What an engine tells.
+fn in_doubt(asked: u32) -> Progress {
+    Progress::InDoubt { fault: fault(), asked }
+}
+
+fn fault() -> Fault {
+    examples::refused().fault.unwrap()
+}
+
+impl Held<Fake> for Fake {
+    fn resume(self: Box<Self>) -> Result<Fake, (Box<dyn Held<Fake>>, BoxError)> {
+        if self.over.load(Ordering::SeqCst) {
+            return Err((self, "no".into()));
+        }
+        self.seen.lock().unwrap().push("resume");
+        Ok(*self)
     }
 }
 
@@ -123,7 +153,7 @@ impl Stage {
     fn running() -> Self {
         let (fake, endings, seen) = Self::fake();
         let over = Arc::clone(&fake.over);
-        Self { holder: Holder::running(fake, Output::sink(|_| {}), "source"), endings, over, seen }
+        Self { holder: Holder::running(fake, Output::sink(|_| {}), "source", None), endings, over, seen }
     }
 
     fn migrate(&self, ending: Ending) -> Result<Box<Report>, Box<NotMoved>> {
@@ -160,9 +190,10 @@ fn a_guest_in_doubt_is_resumed_or_dropped_on_the_operators_word_only() {
         stage.wait_for("in-doubt");
         assert!(stage.migrate(Ending::Moved).is_err() && stage.holder.pause().is_err());
         assert!(stage.holder.check().is_err() && stage.holder.cancel().is_err());
+        assert!(stage.holder.resume().unwrap_err().remedy.contains("resolve"));
         assert_eq!(stage.holder.interrupt(), Interrupted::Handled);
-        assert_eq!(stage.state(), "in-doubt", "one Ctrl-C warns");
-        stage.holder.resume().unwrap();
+        assert_eq!((stage.state().as_str(), stage.seen().len()), ("in-doubt", 0), "one Ctrl-C warns");
+        assert_eq!(stage.holder.resolve(Word::Resume).unwrap(), "running");
         assert!(migration.join().unwrap().is_err());
     });
     assert_eq!((stage.state().as_str(), stage.seen()), ("running", vec!["resume"]));
@@ -194,6 +225,120 @@ fn a_quit_that_comes_before_the_doubt_does_not_drop_the_guest() {
         assert!(migration.join().unwrap());
     });
     assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: true });
+}
+
+#[test]
+fn a_status_says_for_how_long_why_and_what_is_asked_for() {
+    let stage = Stage::running();
+    stage.holder.controlled_at("unix:/x".into());
+    assert_eq!(stage.holder.status().doubt, None);
+    assert!(stage.holder.resolve(Word::Resume).is_err(), "there is no doubt");
+    let first = stage.holder.follow(&in_doubt(0));
+    let status = stage.holder.status();
+    assert_eq!(status.state, "in-doubt");
+    let doubt = status.doubt.unwrap();
+    assert_eq!((doubt.asked, doubt.failure.cause.as_str()), (0, "connection refused"));
+    assert!(doubt.failure.remedy.ends_with("mig-send --vm unix:/x --resolve resume|discard"), "{doubt:?}");
+    let (Event::InDoubt(first), Event::InDoubt(second)) = (first, stage.holder.follow(&in_doubt(3))) else {
+        panic!("told otherwise");
+    };
+    assert!(first.for_ms <= doubt.for_ms && doubt.for_ms <= second.for_ms, "since the first");
+    assert_eq!(second.asked, 3);
+}
+
+#[test]
+fn a_word_that_is_refused_is_answered_with_the_reason_and_the_doubt_goes_on() {
+    let stage = Stage::running();
+    thread::scope(|scope| {
+        let migration = scope.spawn(|| stage.migrate(Ending::Deaf));
+        stage.wait_for("in-doubt");
+        let refused = stage.holder.resolve(Word::Resume).unwrap_err();
+        assert_eq!(refused.cause, "it runs there");
+        assert!(refused.remedy.contains("discard"));
+        assert_eq!(stage.state(), "in-doubt");
+        stage.endings.send(Ending::StillHere).unwrap();
+        assert!(migration.join().unwrap().is_err());
+    });
+    assert_eq!((stage.state().as_str(), stage.holder.status().doubt), ("running", None));
+}
+
+#[test]
+fn ctrl_c_in_doubt_warns_then_discards_and_then_ends_the_program() {
+    let stage = Stage::running();
+    thread::scope(|scope| {
+        let migration = scope.spawn(|| stage.migrate(Ending::Deaf));
+        stage.wait_for("in-doubt");
+        for _ in 0..2 {
+            assert_eq!(stage.holder.interrupt(), Interrupted::Handled);
+        }
+        assert_eq!(stage.holder.interrupt(), Interrupted::ExitNow { in_doubt: true });
+        stage.endings.send(Ending::StillHere).unwrap();
+        assert!(migration.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_copy_in_doubt_is_discarded_on_a_word_and_another_guest_awaited() {
+    let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination", None);
+    let control = holder.begin_receive().unwrap();
+    let (fake, _endings, seen) = Stage::fake();
+    holder.restored(Machine::view(&fake));
+    holder.follow(&in_doubt(0));
+    let status = holder.status();
+    assert_eq!((status.state.as_str(), status.vcpus), ("in-doubt", 2));
+    assert!(holder.cancel().is_err() && holder.resume().is_err());
+    thread::scope(|scope| {
+        let resolved = scope.spawn(|| holder.resolve(Word::Discard));
+        while control.word() != Some(Word::Discard) {
+            thread::yield_now();
+        }
+        holder.not_received();
+        assert_eq!(resolved.join().unwrap().unwrap(), "receiving");
+    });
+    assert_eq!((holder.status().state.as_str(), holder.status().vcpus), ("receiving", 0));
+    let control = holder.begin_receive().unwrap();
+    holder.follow(&in_doubt(0));
+    for _ in 0..2 {
+        holder.interrupt();
+    }
+    assert_eq!(control.word(), Some(Word::Discard));
+    holder.not_received();
+    assert_eq!(holder.wait_ended(), End::Quit { in_doubt: true });
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_quit_before_a_copy_is_in_doubt_does_not_drop_it() {
+    let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination", None);
+    holder.begin_receive().unwrap();
+    holder.quit().unwrap();
+    holder.follow(&in_doubt(0));
+    assert_eq!(holder.status().state, "in-doubt");
+    let (fake, _endings, seen) = Stage::fake();
+    holder.received(fake);
+    assert_eq!((holder.status().state.as_str(), seen.lock().unwrap().len()), ("running", 0));
+}
+
+#[test]
+fn a_copy_that_could_not_be_started_is_held_and_resolved_like_one_in_doubt() {
+    for word in [Word::Resume, Word::Discard] {
+        let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination", None);
+        let (fake, _endings, seen) = Stage::fake();
+        let stuck = Arc::clone(&fake.over);
+        stuck.store(true, Ordering::SeqCst);
+        holder.quit().unwrap();
+        holder.received_lost(Box::new(fake), fault().into());
+        assert_eq!(holder.status().state, "in-doubt");
+        assert_eq!(holder.resolve(Word::Resume).unwrap_err().cause, "no");
+        stuck.store(false, Ordering::SeqCst);
+        let state = holder.resolve(word).unwrap();
+        match word {
+            Word::Resume => {
+                assert_eq!((state.as_str(), seen.lock().unwrap().as_slice()), ("running", &["resume"][..]))
+            }
+            Word::Discard => assert_eq!(holder.wait_ended(), End::Quit { in_doubt: true }),
+        }
+    }
 }
 
 #[test]
@@ -245,7 +390,7 @@ fn a_check_pauses_a_guest_that_runs_and_leaves_a_paused_one_paused() {
 #[test]
 fn a_command_waits_for_a_guest_that_is_arriving() {
     let (fake, _endings, _) = Stage::fake();
-    let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination");
+    let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination", None);
     let status = holder.status();
     assert_eq!((status.state.as_str(), status.vcpus), ("receiving", 0));
     assert!(holder.screen().is_err() && holder.pause().is_err());
@@ -262,7 +407,7 @@ fn a_command_waits_for_a_guest_that_is_arriving() {
 
 #[test]
 fn a_receive_that_is_cancelled_is_followed_by_another_until_the_holder_quits() {
-    let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination");
+    let holder: Arc<Holder<Fake>> = Holder::receiving(Output::sink(|_| {}), "destination", None);
     let first = holder.begin_receive().unwrap();
     holder.cancel().unwrap();
     assert!(first.is_cancelled());

@@ -5,6 +5,8 @@
 //!   a resume after Commit;
 //! - that one takes the destination's promise that it never ran and never will (`Abort`, `Never`), the
 //!   arbiter's grant, or an operator's word: not an error, not a cancel, not silence;
+//! - with an arbiter, once the destination may hold all of the guest, so does a resume before Commit; only
+//!   that an arbiter which cannot be asked does not keep it from running where it is;
 //! - every run ends in exactly one `End`.
 
 mod asking;
@@ -185,8 +187,8 @@ enum Stage {
     Committed(Committed),
     AwaitingGap,
     Asking(Asking),
+    Reclaiming(Reclaiming),
     Resuming(Fault),
-    Reclaiming(Fault),
     Ended,
 }
 
@@ -253,6 +255,16 @@ struct Asking {
     lost: bool,
     /// An operator's `Resume` waits for the arbiter.
     word: bool,
+}
+
+/// Given up before Commit, when the destination may have held all of the guest: an operator may have told it to
+/// run that, so the arbiter is asked before the guest goes on here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Reclaiming {
+    /// How it came to this.
+    fault: Fault,
+    /// Since when the guest has been all sent.
+    since: Duration,
 }
 
 impl Source {
@@ -348,8 +360,8 @@ impl Source {
     fn message(&mut self, now: Duration, message: Message) -> Vec<Action> {
         match self.stage {
             // it crossed our abort on the way, or follows the destination's own end
-            Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::Locating => return Vec::new(),
-            Stage::Asking(_) => return self.heard_late(now, message),
+            Stage::Resuming(_) | Stage::Locating => return Vec::new(),
+            Stage::Asking(_) | Stage::Reclaiming(_) => return self.heard_late(now, message),
             _ => {}
         }
         match message {

@@ -42,6 +42,11 @@ fn in_no_state_of_one_with_an_arbiter_do_two_run_the_guest() {
 }
 
 #[test]
+fn with_an_arbiter_no_word_of_an_operator_makes_two_run() {
+    holds(Config { arbiter: Arbiter::Reliable, operator: Operator::Anything, ..PLAIN });
+}
+
+#[test]
 fn taking_a_failed_send_for_one_that_was_not_received_makes_two_run() {
     found(Mutant::FailedSendMeansNotReceived, PLAIN, Property::TwoRun);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{Fate, Message};
 
-use super::{Action, Asking, Committed, Source, Stage};
+use super::{Action, Asking, Committed, Reclaiming, Source, Stage};
 use crate::progress::{OutcomeKind, Progress};
 use crate::switchover::{Claim, Word};
 
@@ -98,9 +98,13 @@ impl Source {
 
     pub(super) fn claimed(&mut self, now: Duration, claim: Claim) -> Vec<Action> {
         match &mut self.stage {
-            Stage::Reclaiming(fault) => {
-                let fault = fault.clone();
-                self.still_here(now, fault)
+            Stage::Reclaiming(Reclaiming { fault, since }) => {
+                let (fault, since) = (fault.clone(), *since);
+                match claim {
+                    // an arbiter that cannot be asked must not keep the guest from running where it always was
+                    Claim::Granted | Claim::Unavailable(_) => self.give_up(now, fault, true),
+                    Claim::Denied => self.given_away(fault, since),
+                }
             }
             Stage::Asking(asking) => {
                 asking.claim_pending = false;
@@ -131,6 +135,16 @@ impl Source {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// The destination's operator had it run its copy before Commit.
+    fn given_away(&mut self, fault: Fault, since: Duration) -> Vec<Action> {
+        let mut actions = self.enter(fault.remedy(REMEDY), since);
+        if let Stage::Asking(asking) = &mut self.stage {
+            asking.denied = true;
+        }
+        actions.extend(self.ask_peer());
+        actions
     }
 
     pub(super) fn resolved(&mut self, now: Duration, word: Word) -> Vec<Action> {

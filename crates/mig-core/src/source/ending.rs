@@ -6,7 +6,7 @@ use std::time::Duration;
 use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{ChunkDigests, Message};
 
-use super::{Action, Committed, Source, Stage};
+use super::{Action, Committed, LastRound, Reclaiming, Source, Stage};
 use crate::progress::{OutcomeKind, Progress, Report, Verification};
 use crate::switchover::RunPermit;
 
@@ -37,7 +37,7 @@ impl Source {
     pub(super) fn peer_aborted(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         match self.stage {
             // after Commit too: its promise that it never ran and never will
-            Stage::Ended | Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::AwaitingGap => Vec::new(),
+            Stage::Ended | Stage::Resuming(_) | Stage::AwaitingGap => Vec::new(),
             _ => self.give_up(now, fault, false),
         }
     }
@@ -88,6 +88,12 @@ impl Source {
 
     /// Ends it before Commit, or on the destination's promise: the guest runs on here.
     pub(super) fn give_up(&mut self, now: Duration, fault: Fault, tell_peer: bool) -> Vec<Action> {
+        if let (Stage::LastRound(LastRound { since, .. }), true, Some(_)) =
+            (&self.stage, tell_peer, self.config.arbiter)
+        {
+            self.stage = Stage::Reclaiming(Reclaiming { fault, since: *since });
+            return vec![Action::Claim];
+        }
         let told = tell_peer && !matches!(self.stage, Stage::Connecting);
         let abort = told.then(|| Action::Send(Message::Abort(fault.clone())));
         let pausing = matches!(self.stage, Stage::Pausing(_));
@@ -104,17 +110,11 @@ impl Source {
         let Stage::Resuming(fault) = &self.stage else { return Vec::new() };
         let fault = fault.clone();
         let mut actions = vec![Action::Tell(Progress::Resumed)];
-        if self.config.arbiter.is_some() {
-            // the destination may hold a complete copy: nobody must be able to run that by mistake
-            self.stage = Stage::Reclaiming(fault);
-            actions.push(Action::Claim);
-        } else {
-            actions.extend(self.still_here(now, fault));
-        }
+        actions.extend(self.still_here(now, fault));
         actions
     }
 
-    pub(super) fn still_here(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
+    fn still_here(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         self.stage = Stage::Ended;
         let report = self.report(now, OutcomeKind::StillHere, Some(fault));
         let stop = self.ledger.tracking.then_some(Action::StopTracking);

@@ -100,7 +100,6 @@ pub(super) enum Effect {
     Send(MessageId),
     /// The last pages and the state.
     SendRound(u32),
-    SpendPermit,
     MintPermit,
     Work(Work),
     Answer(Fate),
@@ -275,7 +274,7 @@ impl Machines {
             Action::Commit(permit) => {
                 drop(permit);
                 let commit = Effect::Send(self.number(Message::Commit));
-                vec![Effect::SpendPermit, commit, Effect::Work(Work::WriteCommit)]
+                vec![commit, Effect::Work(Work::WriteCommit)]
             }
             Action::Resume(permit) => {
                 drop(permit);

@@ -57,7 +57,7 @@ pub(super) struct Host {
     pub(super) alive: bool,
     /// Its driver still uses the control connection.
     pub(super) link: bool,
-    /// A run permit is live here: the guest runs, or is about to.
+    /// A run permit is live here: the guest runs, or is about to. One that is paused takes a new one.
     pub(super) permit: bool,
     /// A permit was spent on a resume that failed.
     pub(super) resume_failed: bool,

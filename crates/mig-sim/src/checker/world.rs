@@ -351,6 +351,10 @@ impl World {
             host.permit = false;
             host.resume_failed = true;
         }
+        if (work, outcome) == (Work::Pause, Outcome::Done) {
+            // from here on the guest takes a permit to run again
+            host.permit = false;
+        }
         let input = match (outcome, work) {
             (Outcome::Done, Work::WriteCommit) => return,
             (Outcome::Done, _) => Input::Done(work),
@@ -448,8 +452,12 @@ impl World {
                 }
             }
             Effect::SendRound(round) => state.pages.send(Token::RoundEnd(round)),
-            Effect::SpendPermit => state.source.permit = false,
-            Effect::MintPermit => state.host_mut(side).permit = true,
+            Effect::MintPermit => {
+                let host = state.host_mut(side);
+                host.permit = true;
+                // the VM does one after the other: what is told last counts
+                host.work.remove(Work::Pause);
+            }
             Effect::Answer(fate) => {
                 state.promised |= fate == Fate::Never;
                 state.question = Question::Answered(fate);

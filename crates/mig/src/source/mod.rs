@@ -29,7 +29,7 @@ pub struct SourceOptions {
     /// Compare digests of all memory before the guest is committed. Both sides read all of it in the pause.
     pub verify: bool,
     /// Who decides in doubt. The destination must use the same one, or none where this is none; it costs the
-    /// pause one [`Arbiter::claim`] there.
+    /// pause one [`Arbiter::claim`] there; one that fails in its last round, one here before the guest runs on.
     pub arbiter: Option<Arc<dyn Arbiter>>,
 }
 

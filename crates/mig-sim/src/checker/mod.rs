@@ -12,6 +12,7 @@ mod world;
 
 use std::fmt;
 
+use search::Graph;
 use state::State;
 use world::World;
 
@@ -73,6 +74,9 @@ pub enum Property {
     NeverEnds,
     /// Whatever has happened, an operator can end it.
     BeyondWords,
+    /// Without an arbiter a guest in doubt can still come to run somewhere, by an operator's word if need be. (An
+    /// arbiter holds to what it said also when the side it gave the guest to has died.)
+    OutOfReach,
 }
 
 /// A mistake, made where the drivers meet the machines.
@@ -94,6 +98,8 @@ pub enum Mutant {
     DestinationIgnoresDenied,
     /// The source asks the arbiter, the destination does not.
     ArbiterOnOneSide,
+    /// A source that gives up before Commit runs the guest whatever the arbiter says.
+    RunsOnUnclaimed,
     /// A source in doubt does not ask.
     NeverAsks,
 }
@@ -126,25 +132,14 @@ pub struct Trace {
 pub fn check(config: &Config) -> Verdict {
     let mut world = World::new(*config);
     let graph = search::search(&mut world);
-    let broken = graph.broken.or_else(|| {
-        let settles = graph.can_reach(world::NATURAL, |state| world.is_settled(state));
-        let unsettled =
-            graph.states().iter().zip(settles).position(|(s, settles)| !settles && !s.is_excused());
-        Some((unsettled? as u32, Property::NeverEnds))
-    });
-    let broken = broken.or_else(|| {
-        let ends = graph.can_reach(world::WITH_WORDS, State::all_over);
-        let endless = ends.iter().position(|ends| !ends).filter(|_| config.operator != Operator::Silent);
-        Some((endless? as u32, Property::BeyondWords))
-    });
+    let broken = graph.broken.or_else(|| out_of_reach(&world, &graph));
     let broken = broken.map(|(at, property)| {
-        let way = graph.way_to(at);
         let holders = |state: State| {
             let mark = |permit, letter| if permit { letter } else { '-' };
             format!("{}{}", mark(state.source.permit, 'S'), mark(state.destination.permit, 'D'))
         };
-        let steps = way.iter().map(|(step, after)| format!("{}  {}", holders(*after), world.tells(*step)));
-        Trace { property, steps: steps.collect() }
+        let tells = |(step, after)| format!("{}  {}", holders(after), world.tells(step));
+        Trace { property, steps: graph.way_to(at).into_iter().map(tells).collect() }
     });
     Verdict {
         states: graph.states().len(),
@@ -153,6 +148,29 @@ pub fn check(config: &Config) -> Verdict {
         machines: world.machines.seen(),
         broken,
     }
+}
+
+/// The first state from which something cannot be reached that must be.
+fn out_of_reach(world: &World, graph: &Graph<World>) -> Option<(u32, Property)> {
+    let config = world.config;
+    let first = |reaches: Vec<bool>, must: &dyn Fn(&State) -> bool| {
+        let at = graph.states().iter().zip(reaches).position(|(state, reaches)| !reaches && must(state))?;
+        Some(at as u32)
+    };
+    let settles = graph.can_reach(world::NATURAL, |state| world.is_settled(state));
+    if let Some(at) = first(settles, &|state| !state.is_excused()) {
+        return Some((at, Property::NeverEnds));
+    }
+    if config.operator == Operator::Silent {
+        return None;
+    }
+    let ends = graph.can_reach(world::WITH_WORDS, State::all_over);
+    if let Some(at) = first(ends, &|_| true) {
+        return Some((at, Property::BeyondWords));
+    }
+    let runs = graph.can_reach(world::WITH_WORDS, |state| state.runners() == 1);
+    let lost = first(runs, &|state| world.is_held(state)).filter(|_| config.arbiter == Arbiter::None);
+    Some((lost?, Property::OutOfReach))
 }
 
 impl fmt::Display for Verdict {

@@ -180,6 +180,13 @@ impl State {
         usize::from(self.source.permit) + usize::from(self.destination.permit)
     }
 
+    /// Whether a side still has the guest although its machine has ended: its resume failed, and its holder can
+    /// try again.
+    pub(super) fn holds_a_copy(&self, side: Side) -> bool {
+        let host = self.host(side);
+        host.machine.is_none() && host.alive && host.resume_failed && !host.permit
+    }
+
     pub(super) fn end(&mut self, side: Side) {
         self.host_mut(side).ends();
     }

@@ -75,7 +75,7 @@ pub(super) const WITH_WORDS: u8 = 1;
 
 /// The model.
 pub(super) struct World {
-    config: Config,
+    pub(super) config: Config,
     pub(super) machines: Machines,
 }
 
@@ -159,6 +159,11 @@ impl World {
         if !state.to(side).cut && (state.source.link || state.destination.link) {
             possible.push(Step::Cut(side));
         }
+        for word in [Word::Resume, Word::Discard] {
+            if self.may_say(state, side, word) && (host.machine.is_some() || state.holds_a_copy(side)) {
+                possible.push(Step::Says(side, word));
+            }
+        }
         if host.machine.is_none() {
             return;
         }
@@ -177,11 +182,6 @@ impl World {
         }
         if state.pages.cut {
             possible.push(Step::NoticesPages(side));
-        }
-        for word in [Word::Resume, Word::Discard] {
-            if self.may_say(state, side, word) {
-                possible.push(Step::Says(side, word));
-            }
         }
         for work in host.work.iter() {
             if matches!(work, Work::Claim | Work::Granted | Work::Denied)
@@ -327,7 +327,7 @@ impl World {
             }
             Step::Decides(side) => {
                 let holder = *state.register.get_or_insert(side);
-                let granted = holder == side || self.ignores_the_register(side);
+                let granted = holder == side || self.ignores_the_register(state, side);
                 let work = &mut state.host_mut(side).work;
                 work.remove(Work::Claim);
                 work.insert(if granted { Work::Granted } else { Work::Denied });
@@ -338,6 +338,9 @@ impl World {
                     work.remove(of_the_claim);
                 }
                 self.tell(state, side, Input::ArbiterUnavailable);
+            }
+            Step::Says(side, Word::Resume) if state.holds_a_copy(side) => {
+                state.host_mut(side).permit = true;
             }
             Step::Says(side, word) => self.tell(state, side, Input::Resolve(word)),
             Step::Forgets => state.forgotten = true,
@@ -395,8 +398,13 @@ impl World {
         state.stray &= !stray;
     }
 
-    fn ignores_the_register(&self, side: Side) -> bool {
-        side == Side::Destination && self.config.mutant == Some(Mutant::ArbiterOnOneSide)
+    fn ignores_the_register(&self, state: &State, side: Side) -> bool {
+        let before_commit = |machine| !self.machines.source(machine).is_committed();
+        match (self.config.mutant, side) {
+            (Some(Mutant::ArbiterOnOneSide), Side::Destination) => true,
+            (Some(Mutant::RunsOnUnclaimed), Side::Source) => state.source.machine.is_some_and(before_commit),
+            _ => false,
+        }
     }
 
     /// Gives a machine an input and carries out what it asks for.
@@ -485,6 +493,16 @@ impl World {
     pub(super) fn is_settled(&self, state: &State) -> bool {
         let spare = |machine| self.machines.destination(machine).is_in_doubt();
         state.runners() == 1 && state.source.machine.is_none() && state.destination.machine.is_none_or(spare)
+    }
+
+    /// A side is in doubt, or its holder has the guest in hand.
+    pub(super) fn is_held(&self, state: &State) -> bool {
+        state.source.machine.is_some_and(|machine| self.machines.source(machine).is_in_doubt())
+            || state
+                .destination
+                .machine
+                .is_some_and(|machine| self.machines.destination(machine).is_in_doubt())
+            || SIDES.iter().any(|side| state.holds_a_copy(*side))
     }
 
     /// A step in words.

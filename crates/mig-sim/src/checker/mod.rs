@@ -51,8 +51,8 @@ pub enum Operator {
     /// Nothing.
     #[default]
     Silent,
-    /// `resume` only where the other side does not run the guest and will not unless he says so; `discard` as he
-    /// likes.
+    /// `resume` only where the other side does not run the guest and will not unless he says so; `discard` only
+    /// where the other side runs it, or where there is an arbiter.
     Truthful,
     /// Anything, at any moment.
     Anything,
@@ -158,7 +158,7 @@ fn out_of_reach(world: &World, graph: &Graph<World>) -> Option<(u32, Property)> 
         Some(at as u32)
     };
     let settles = graph.can_reach(world::NATURAL, |state| world.is_settled(state));
-    if let Some(at) = first(settles, &|state| !state.is_excused()) {
+    if let Some(at) = first(settles, &|state| !world.is_excused(state)) {
         return Some((at, Property::NeverEnds));
     }
     if config.operator == Operator::Silent {

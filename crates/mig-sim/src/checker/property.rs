@@ -8,7 +8,7 @@ use super::state::State;
 
 impl Property {
     /// The property that a state breaks by what it is.
-    pub(super) fn broken_by(state: &State) -> Option<Self> {
+    pub(super) fn broken_by(state: &State, excused: bool) -> Option<Self> {
         let (source, destination) = (&state.source, &state.destination);
         let moved = state.source_end == Some(OutcomeKind::Moved);
         let stays = state.source_end == Some(OutcomeKind::StillHere);
@@ -19,23 +19,16 @@ impl Property {
             (Self::EndsDoNotFit, moved && state.destination_end == Some(DestinationEnd::NotReceived)),
             (Self::EndsDoNotFit, stays && source.alive && !source.permit && !source.resume_failed),
             (Self::EndsDoNotFit, received && destination.alive && !destination.permit),
-            (
-                Self::NobodyRuns,
-                state.all_over() && state.both_live() && state.runners() == 0 && !state.is_excused(),
-            ),
+            (Self::NobodyRuns, state.all_over() && state.both_live() && state.runners() == 0 && !excused),
         ];
         broken.into_iter().find(|(_, broken)| *broken).map(|(property, _)| property)
     }
 }
 
 impl State {
-    /// Nobody can be expected to run the guest without an operator's word: a process died, a resume failed, an
-    /// operator has already dropped a copy, or the listener has forgotten what it is asked for.
+    /// Nobody can be expected to run the guest without an operator's word: a process died, a resume failed, or the
+    /// listener has forgotten what it is asked for.
     pub(super) fn is_excused(&self) -> bool {
-        !self.both_live()
-            || self.source.resume_failed
-            || self.destination.resume_failed
-            || self.source_end == Some(OutcomeKind::Discarded)
-            || self.forgotten
+        !self.both_live() || self.source.resume_failed || self.destination.resume_failed || self.forgotten
     }
 }

@@ -6,6 +6,7 @@
 //! then, for ever nothing after it, and neither side is told.
 
 use mig_core::Side;
+use mig_core::progress::OutcomeKind;
 use mig_core::switchover::Word;
 use mig_wire::Message;
 use mig_wire::frame::Fate;
@@ -116,7 +117,7 @@ impl Model for World {
     }
 
     fn broken(&self, state: &State) -> Option<Property> {
-        Property::broken_by(state)
+        Property::broken_by(state, self.is_excused(state))
     }
 
     fn class(&self, step: &Step) -> Option<u8> {
@@ -262,8 +263,12 @@ impl World {
     fn may_say(&self, state: &State, side: Side, word: Word) -> bool {
         match (self.config.operator, word) {
             (Operator::Silent, _) => false,
-            (Operator::Anything, _) | (Operator::Truthful, Word::Discard) => true,
+            (Operator::Anything, _) => true,
             (Operator::Truthful, Word::Resume) => self.will_not_run(state, peer(side)),
+            // what an arbiter gave to a side that died cannot be run any more
+            (Operator::Truthful, Word::Discard) => {
+                state.host(peer(side)).permit || self.config.arbiter != Arbiter::None
+            }
         }
     }
 
@@ -493,6 +498,12 @@ impl World {
     pub(super) fn is_settled(&self, state: &State) -> bool {
         let spare = |machine| self.machines.destination(machine).is_in_doubt();
         state.runners() == 1 && state.source.machine.is_none() && state.destination.machine.is_none_or(spare)
+    }
+
+    /// Nobody can be expected to run the guest without a word, or after one that did not see to it.
+    pub(super) fn is_excused(&self, state: &State) -> bool {
+        let discarded = state.source_end == Some(OutcomeKind::Discarded);
+        state.is_excused() || discarded && self.config.arbiter != Arbiter::None
     }
 
     /// A side is in doubt, or its holder has the guest in hand.

@@ -263,7 +263,7 @@ struct Asking {
 struct Reclaiming {
     /// How it came to this.
     fault: Fault,
-    /// Since when the guest has been all sent.
+    /// Up to when the downtime's parts are known.
     since: Duration,
 }
 

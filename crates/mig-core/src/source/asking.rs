@@ -9,7 +9,7 @@ use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{Fate, Message};
 
 use super::{Action, Asking, Committed, Reclaiming, Source, Stage};
-use crate::progress::{OutcomeKind, Progress};
+use crate::progress::{OutcomeKind, Progress, Verification};
 use crate::switchover::{Claim, Word};
 
 /// The wait after the first question in vain; it doubles with each.
@@ -139,6 +139,8 @@ impl Source {
 
     /// The destination's operator had it run its copy before Commit.
     fn given_away(&mut self, fault: Fault, since: Duration) -> Vec<Action> {
+        // the last round has arrived, or there would be nothing to run there
+        self.ledger.rounds += 1;
         let mut actions = self.enter(fault.remedy(REMEDY), since);
         if let Stage::Asking(asking) = &mut self.stage {
             asking.denied = true;
@@ -173,6 +175,11 @@ impl Source {
     fn runs_there(&mut self, now: Duration, resume: Duration, running_for: Duration) -> Vec<Action> {
         let Stage::Asking(Asking { since, .. }) = self.stage else { return Vec::new() };
         self.note_running(now.saturating_sub(running_for).saturating_sub(since), resume);
+        if self.config.verify {
+            // nothing runs there that differs
+            let chunks = self.ledger.chunks(&self.config.description);
+            self.ledger.verification = Some(Verification::Ok { chunks });
+        }
         let mut actions = vec![Action::Tell(Progress::Running)];
         actions.extend(self.moved(now));
         actions

@@ -7,7 +7,7 @@ use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{ChunkDigests, Message};
 
 use super::{Action, Committed, LastRound, Reclaiming, Source, Stage};
-use crate::progress::{OutcomeKind, Progress, Report, Verification};
+use crate::progress::{Downtime, OutcomeKind, Progress, Report, Verification};
 use crate::switchover::RunPermit;
 
 impl Source {
@@ -91,7 +91,10 @@ impl Source {
         if let (Stage::LastRound(LastRound { since, .. }), true, Some(_)) =
             (&self.stage, tell_peer, self.config.arbiter)
         {
-            self.stage = Stage::Reclaiming(Reclaiming { fault, since: *since });
+            // its Ready may have come, and what that took is noted already
+            let Downtime { transfer, verify, load, .. } = self.ledger.downtime;
+            let since = *since + transfer + verify + load;
+            self.stage = Stage::Reclaiming(Reclaiming { fault, since });
             return vec![Action::Claim];
         }
         let told = tell_peer && !matches!(self.stage, Stage::Connecting);

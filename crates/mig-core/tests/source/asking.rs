@@ -1,5 +1,7 @@
 //! In doubt: committed, and the destination's word is missing.
 
+use std::time::Duration;
+
 use mig_core::progress::{OutcomeKind, Progress};
 use mig_core::source::{Action, Event, SourceConfig};
 use mig_core::{Blame, Claim, Fault, Side, Step, Word};
@@ -118,7 +120,7 @@ fn only_the_destinations_promise_its_word_that_it_runs_or_an_operators_word_ends
 #[test]
 fn a_guest_that_runs_there_is_reported_with_the_pause_up_to_its_first_instruction_there() {
     let mut run = plain();
-    let asked_for = std::time::Duration::from_secs(100);
+    let asked_for = Duration::from_secs(100);
     let running = Fate::Running { resume: 2 * MS, running_for: asked_for };
     let actions = run.tell_after(asked_for + 7 * MS, Event::Answered(running));
     let downtime = report(&actions).downtime.unwrap();
@@ -206,4 +208,23 @@ fn with_an_arbiter_a_guest_that_the_destination_was_told_to_run_before_commit_do
     assert!(run.machine.is_in_doubt());
     let running = Fate::Running { resume: MS, running_for: MS };
     assert_eq!(names(&run.tell(Event::Answered(running))), ["moved"]);
+}
+
+/// Found by the simulator: what the destination's Ready had told was counted twice.
+#[test]
+fn a_guest_that_ran_there_before_commit_is_reported_with_the_pause_that_it_had() {
+    let mut run = arbitrated_up_to(Pausing);
+    let ordered = run.now;
+    for event in [Event::Paused, Event::Saved, Event::Synced { dirty_pages: 5 }] {
+        run.tell(event);
+    }
+    run.hear(Message::RoundAck { round: 1 });
+    // its own channels have not yet told that all was sent
+    run.hear(Message::Ready { verify: Duration::ZERO, load: MS });
+    run.tell(Event::Failed(fault(Blame::Network, Step::LastRound)));
+    run.tell(Event::Claimed(Claim::Denied));
+    let actions = run.tell(Event::Answered(Fate::Running { resume: MS, running_for: MS }));
+    let report = report(&actions);
+    assert_eq!((report.outcome, report.rounds), (OutcomeKind::Moved, 2));
+    assert_eq!(report.downtime.unwrap().total(), run.now - ordered - MS);
 }

@@ -2,10 +2,12 @@
 
 use mig_core::destination::End;
 use mig_core::progress::OutcomeKind;
-use mig_core::{Fault, Side};
+use mig_core::{Blame, Fault, Side, Step};
 
+use crate::arbiter::Register;
 use crate::mishap::Mishap;
 use crate::network::CLOSED;
+use crate::scenario::Operator;
 use crate::verdict::{DestinationEnd, SourceEnd, Summary, Violation};
 use crate::world::World;
 
@@ -15,60 +17,72 @@ impl World {
         let source = self.source_end()?;
         let destination = self.destination_end()?;
         self.ends_fit(source, destination)?;
+        self.doubts_are_resolved(source, destination)?;
+        self.copy_is_kept()?;
         self.told()?;
         match source {
             SourceEnd::Moved => self.check_report()?,
             SourceEnd::StillHere => self.check_guest_stays()?,
-            SourceEnd::InDoubt if self.guest.runs => {
+            SourceEnd::Discarded | SourceEnd::InDoubt if self.guest.runs => {
                 return Err(Violation::Ends("in doubt, and yet the source runs the guest".into()));
             }
-            SourceEnd::InDoubt | SourceEnd::Crashed => {}
+            SourceEnd::Discarded | SourceEnd::InDoubt | SourceEnd::Crashed => {}
         }
         if self.guest.tracked && source != SourceEnd::Crashed {
             return Err(Violation::StillTracked);
         }
         let rounds = self.source.report.as_ref().map_or(0, |report| report.rounds);
-        Ok(Summary { source, destination, rounds, second_attempt: false })
+        let alive = self.alive(source, destination)?;
+        Ok(Summary { source, destination, alive, rounds, second_attempt: false })
     }
 
     fn source_end(&self) -> Result<SourceEnd, Violation> {
+        let side = Side::Source;
         match (&self.source.report, self.source.crashed) {
             (_, true) => Ok(SourceEnd::Crashed),
             (Some(report), _) => Ok(match report.outcome {
                 OutcomeKind::Moved => SourceEnd::Moved,
                 OutcomeKind::StillHere => SourceEnd::StillHere,
-                OutcomeKind::InDoubt => SourceEnd::InDoubt,
+                OutcomeKind::Discarded => SourceEnd::Discarded,
             }),
-            (None, false) => {
-                Err(Violation::Stuck { side: Side::Source, what: format!("{:?}", self.step(Side::Source)) })
-            }
+            (None, false) if self.is_in_doubt(side) => Ok(SourceEnd::InDoubt),
+            (None, false) => Err(Violation::Stuck { side, what: format!("{:?}", self.step(side)) }),
         }
     }
 
     fn destination_end(&self) -> Result<DestinationEnd, Violation> {
+        let side = Side::Destination;
         match (&self.destination.end, self.destination.crashed) {
             (_, true) => Ok(DestinationEnd::Crashed),
             (Some(End::Running(_)), _) => Ok(DestinationEnd::Running),
             (Some(End::NotReceived(_)), _) => Ok(DestinationEnd::NotReceived),
-            (Some(End::InDoubt(_)), _) => Ok(DestinationEnd::InDoubt),
             (Some(End::Lost(_)), _) => Ok(DestinationEnd::Lost),
-            (None, false) => {
-                let what = format!("{:?}", self.step(Side::Destination));
-                Err(Violation::Stuck { side: Side::Destination, what })
-            }
+            (None, false) if self.is_in_doubt(side) => Ok(DestinationEnd::Held),
+            (None, false) => Err(Violation::Stuck { side, what: format!("{:?}", self.step(side)) }),
         }
     }
 
+    /// The table of what may be left.
     fn ends_fit(&self, source: SourceEnd, destination: DestinationEnd) -> Result<(), Violation> {
         use {DestinationEnd as D, SourceEnd as S};
-        let committed = self.source.committed;
+        let (committed, ran) = (self.source.committed_at.is_some(), self.destination.ran);
+        let given = self.register.as_ref().and_then(Register::given);
         let fit = match (source, destination) {
-            (S::Moved, D::Running | D::Crashed) => self.destination.ran,
-            (S::StillHere, D::NotReceived | D::InDoubt | D::Crashed) => !self.destination.ran,
-            (S::InDoubt, _) => committed,
-            (S::Crashed, D::Running | D::Lost) => committed,
-            (S::Crashed, _) => true,
-            (S::Moved, _) | (S::StillHere, D::Running | D::Lost) => false,
+            (S::Moved, D::Running | D::Crashed) => ran,
+            (S::StillHere, D::NotReceived) => !ran,
+            // its copy is stale: the source kept the guest, or got it back from the arbiter
+            (S::StillHere, D::Held) => !ran && (!committed || given == Some(Side::Source)),
+            (S::StillHere, D::Crashed) => !ran || self.source.word,
+            (S::StillHere, D::Lost) => ran && self.source.word,
+            (S::Discarded, D::Running | D::Crashed) => ran && self.source.word,
+            // the arbiter may have given it away before Commit, on a word at the destination
+            (S::InDoubt, _) => committed || given == Some(Side::Destination) && self.destination.word,
+            // a paused guest that could not be started again, and then was where its copy was
+            (S::StillHere, D::Running) => self.source.resume_failed && self.destination.word,
+            (S::Crashed, D::Running | D::Lost) => committed || self.destination.word,
+            (S::Crashed, D::NotReceived | D::Held | D::Crashed) => true,
+            (S::Moved, D::NotReceived | D::Lost | D::Held)
+            | (S::Discarded, D::NotReceived | D::Lost | D::Held) => false,
         };
         let aborted_by_policy = self.source.report.as_ref().is_some_and(|report| {
             report.stop_reason.is_some()
@@ -86,6 +100,50 @@ impl World {
         Ok(())
     }
 
+    /// Once the link has healed and if nobody crashed, the source knows; and a careful operator leaves no
+    /// doubt anywhere that the arbiter does not keep up.
+    fn doubts_are_resolved(&self, source: SourceEnd, destination: DestinationEnd) -> Result<(), Violation> {
+        use {DestinationEnd as D, SourceEnd as S};
+        let careful = self.scenario.operator == Operator::Careful && self.register.is_none();
+        let heard = !self.network.is_cut() && !matches!(destination, D::Crashed | D::Lost);
+        let stays = |side, why| Err(Violation::DoubtStays { side, why });
+        match (source, destination) {
+            (S::InDoubt, _) if heard => stays(Side::Source, "the destination can be asked"),
+            (S::InDoubt, _) if careful => stays(Side::Source, "there is an operator"),
+            (_, D::Held) if careful => stays(Side::Destination, "there is an operator"),
+            _ => Ok(()),
+        }
+    }
+
+    /// A complete copy is dropped only on somebody's word, never because the source fell silent.
+    fn copy_is_kept(&self) -> Result<(), Violation> {
+        match &self.destination.end {
+            Some(End::NotReceived(fault))
+                if (fault.side, fault.step, fault.blame)
+                    == (Side::Destination, Step::Commit, Blame::Network)
+                    && !self.destination.word =>
+            {
+                Err(Violation::CopyDropped(fault.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many copies of the guest run: never two, and one wherever nothing broke that none could survive.
+    fn alive(&self, source: SourceEnd, destination: DestinationEnd) -> Result<u32, Violation> {
+        use {DestinationEnd as D, SourceEnd as S};
+        let here = self.guest.runs && source != S::Crashed;
+        let there = self.destination.resumed_at != 0 && destination != D::Crashed;
+        let alive = u32::from(here) + u32::from(there);
+        let may_be_none = matches!(source, S::InDoubt | S::Crashed)
+            || matches!(destination, D::Crashed | D::Lost)
+            || self.source.resume_failed;
+        if alive > 1 || alive == 0 && !may_be_none {
+            return Err(Violation::Alive(alive));
+        }
+        Ok(alive)
+    }
+
     /// Where the link held, each side was told by a message, not by a closed connection.
     fn told(&self) -> Result<(), Violation> {
         let severed = self.mishaps.happened().any(Mishap::severs);
@@ -95,7 +153,7 @@ impl World {
             return Err(Violation::NotTold(Side::Source));
         }
         match &self.destination.end {
-            Some(End::NotReceived(fault) | End::InDoubt(fault)) if !severed && by_closing(fault) => {
+            Some(End::NotReceived(fault)) if !severed && by_closing(fault) => {
                 Err(Violation::NotTold(Side::Destination))
             }
             _ => Ok(()),

@@ -1,24 +1,31 @@
 //! The engine in a simulated world: the very machines of `mig-core`, driven by a virtual clock and one seed.
 //!
-//! [`simulate`] draws a [`Scenario`] from a seed (guest, writer, tracker, links, costs, and what goes wrong
-//! when), runs both machines against each other until nothing is left to happen, and checks what must hold
-//! in every run:
+//! [`simulate`] draws a [`Scenario`] from a seed (guest, writer, tracker, links, costs, arbiter, operator, and
+//! what goes wrong when), runs both machines against each other until nothing is left to happen, and checks
+//! what must hold in every run:
 //! - at most one side ever runs the guest, counted by the permits that are really spent;
 //! - where the destination runs it, memory and state are those of the source at the pause;
-//! - both sides end, and their ends fit together; nobody waits for ever;
-//! - a guest that stays runs, untracked, and a second attempt needs nothing from the first;
+//! - both sides end or are in doubt, and their ends fit together; nobody else waits for ever;
+//! - a doubt ends once the link has healed, if neither side crashed: then exactly one copy runs;
+//! - a complete copy is dropped on somebody's word only;
+//! - a guest that stays runs, untracked, and a second attempt needs nothing from the first; what that may have
+//!   left at a destination never runs;
 //! - links, queues and machines hold no more than stated bounds at every step;
 //! - the reported downtime is the one that passed.
 //!
-//! What goes wrong: links that are cut after any byte or frame, in one direction or both, and heal or not;
-//! page channels that overtake each other; a crash of either side at any step and between any two actions;
-//! failing actions, lost pages, senseless messages, deadlines that pass although the peer lives, and a
-//! cancel at any moment. An operator's pause beside a migration is not among them: a guest that moves belongs to
-//! the engine (`VmControl` is lent to it for as long), so there is nobody else who could pause it.
+//! What goes wrong: links that are cut after any byte or frame, or at any step of a side, in one direction or
+//! both, and heal or not; page channels that overtake each other; questions and answers that are late or lost;
+//! an arbiter that cannot be asked for a while, whether it has decided or not; a crash of either side at any step
+//! and between any two actions, with what is durable kept; failing actions, lost pages, senseless messages, words
+//! of operators at the wrong moment, deadlines that pass although the peer lives, and a cancel at any moment.
+//!
+//! An operator's pause beside a migration is not among them: a guest that moves is lent to the engine for as long,
+//! so there is nobody else who could pause it. A writer that rests for a while is.
 //!
 //! Nothing here depends on time, threads or the machine it runs on: a seed names a run.
 #![forbid(unsafe_code)]
 
+mod arbiter;
 mod bounds;
 pub mod checker;
 mod destination;
@@ -28,6 +35,7 @@ mod link;
 mod mishap;
 mod mutant;
 mod network;
+mod operator;
 mod permits;
 mod queue;
 mod random;
@@ -45,7 +53,8 @@ pub use random::Random;
 pub use scenario::Scenario;
 pub use verdict::{DestinationEnd, SourceEnd, Summary, Violation};
 
-use world::World;
+use arbiter::Register;
+use world::{Start, World};
 
 /// Runs the scenario of a seed, and a second attempt where the guest stayed.
 ///
@@ -59,11 +68,16 @@ pub fn simulate(seed: u64, mutant: Option<Mutant>, trace: bool) -> Result<Summar
     }
     let quiet = scenario.without_mishaps();
     let guest = guest::Guest::new(&scenario);
-    let mut world = World::new(scenario, guest, random, trace);
+    let register = scenario.arbitrated.then(Register::default);
+    let mut world = World::new(scenario, Start { guest, random, register, attempt: 1 }, trace);
     world.run()?;
     let mut summary = world.judge()?;
-    if let Some((guest, random)) = world.guest_that_stayed() {
-        let mut world = World::new(quiet, guest, random, trace);
+    let session = world.session;
+    if let Some((start, held)) = world.guest_that_stayed() {
+        let mut world = World::new(quiet, start, trace);
+        if let Some(held) = held {
+            world.careless_word_at(held, session)?;
+        }
         world.run()?;
         let second = world.judge()?;
         if second.source != SourceEnd::Moved {

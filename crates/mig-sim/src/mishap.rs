@@ -1,6 +1,6 @@
 //! What goes wrong in a run, and the account of what already has.
 
-use mig_core::Side;
+use mig_core::{Side, Word};
 
 use crate::random::Random;
 
@@ -15,6 +15,8 @@ pub enum Work {
     Pause,
     Save,
     Locate,
+    /// What follows shows that it was sent nevertheless.
+    SendCommit,
     Resume,
     Prepare,
     Accept,
@@ -32,6 +34,8 @@ pub enum Blow {
     Silence,
     /// Its peer says something senseless.
     Nonsense,
+    /// An operator says something at the wrong moment.
+    Word(Word),
     /// The network is cut; this side hears nothing more, and the other neither unless it is half open.
     Cut {
         half_open: bool,
@@ -99,6 +103,20 @@ pub enum Mishap {
         /// Pages that arrive before.
         after: u64,
     },
+    /// A question of a source in doubt, or its answer, is lost.
+    LosesQuestion {
+        /// Questions and answers that arrive before.
+        after: u64,
+    },
+    /// The arbiter cannot be asked for a while.
+    ArbiterDown {
+        /// Claims that it answers before.
+        after: u64,
+        /// Claims that it does not answer.
+        times: u64,
+        /// Whether it decides them all the same, durably, and only the answer is lost.
+        decides: bool,
+    },
 }
 
 impl Blow {
@@ -109,6 +127,8 @@ impl Blow {
             Self::Cancel,
             Self::Silence,
             Self::Nonsense,
+            Self::Word(Word::Resume),
+            Self::Word(Word::Discard),
             Self::Cut { half_open, heals_after },
             Self::Cut { half_open, heals_after },
             Self::Crash,
@@ -137,16 +157,30 @@ impl Mishap {
             70..77 => Self::CrashAfter { side, actions: random.within(0..30) },
             77..95 => {
                 use Work as W;
-                let source =
-                    [W::Attach, W::StartTracking, W::SendRound, W::Sync, W::Pause, W::Save, W::Resume];
+                let source = [
+                    W::Attach,
+                    W::StartTracking,
+                    W::SendRound,
+                    W::Sync,
+                    W::Pause,
+                    W::Save,
+                    W::SendCommit,
+                    W::Resume,
+                ];
                 let destination = [W::Prepare, W::Accept, W::Verify, W::Load, W::Load, W::Resume, W::FindGap];
-                let works = if side == Side::Source { &source } else { &destination };
+                let works = if side == Side::Source { &source[..] } else { &destination[..] };
                 // locating is rare, so that it comes with a lost page more often than alone
                 let locate = side == Side::Source && random.chance(10);
                 let work = if locate { W::Locate } else { random.one_of(works) };
                 Self::Fails { side, work, after: if random.chance(70) { 0 } else { random.within(1..9) } }
             }
-            _ => Self::LosesPage { after: random.within(0..60) },
+            95..97 => Self::LosesPage { after: random.within(0..60) },
+            97 => Self::LosesQuestion { after: random.within(0..4) },
+            _ => Self::ArbiterDown {
+                after: random.within(0..3),
+                times: random.one_of(&[1, 2, 5, 1000]),
+                decides: random.chance(50),
+            },
         }
     }
 
@@ -164,8 +198,11 @@ impl Mishap {
     pub(crate) fn severs(&self) -> bool {
         match self {
             Self::Cut { .. } | Self::CrashAfter { .. } => true,
-            Self::Strike { blow, .. } => !matches!(blow, Blow::Cancel | Blow::Nonsense),
-            Self::Fails { .. } | Self::LosesPage { .. } => false,
+            Self::Strike { blow, .. } => !matches!(blow, Blow::Cancel | Blow::Nonsense | Blow::Word(_)),
+            Self::Fails { .. }
+            | Self::LosesPage { .. }
+            | Self::LosesQuestion { .. }
+            | Self::ArbiterDown { .. } => false,
         }
     }
 }
@@ -201,6 +238,20 @@ impl Mishaps {
             }
         }
         false
+    }
+
+    /// Counts one more claim, and says whether the arbiter cannot be asked; if so, whether it decides.
+    pub(crate) fn arbiter_is_down(&mut self) -> Option<bool> {
+        let mut down = None;
+        for i in 0..self.all.len() {
+            let Mishap::ArbiterDown { after, times, decides } = self.all[i] else { continue };
+            self.counts[i] += 1;
+            if (after + 1..=after + times).contains(&self.counts[i]) {
+                self.spent[i] = true;
+                down = Some(decides);
+            }
+        }
+        down
     }
 
     /// What has happened.

@@ -27,6 +27,20 @@ pub enum Mutant {
     VerifySkipped,
     /// The dirty log stays on after a failed migration.
     TrackingLeftOn,
+    /// The listener promises that the guest never ran, and does not tell the machine.
+    NeverWithoutRevoking,
+    /// The source takes "unknown" for "never".
+    UnknownTakenForNever,
+    /// The source takes silence for "never".
+    SilenceTakenForNever,
+    /// The destination runs the guest although the arbiter gave it to the source.
+    DenialIgnored,
+    /// The source does not begin its session with the arbiter.
+    BeginSkipped,
+    /// The destination drops a complete copy when its source goes without a word.
+    HeldCopyDropped,
+    /// The listener promises "never" for sessions that it does not know.
+    UnknownSessionAnsweredNever,
     /// A channel sends although its link is full.
     SendsIntoFullLink,
 }

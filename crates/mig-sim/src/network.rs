@@ -27,14 +27,16 @@ pub(crate) struct Network {
     pub(crate) links: Vec<Link>,
     dead: [bool; 2],
     outages: u32,
-    /// The answers to the attached channels were due while the network was cut.
-    attach_answer_stalled: bool,
+    /// What was due while the network was cut, besides what is on the links.
+    stalled: Vec<Happening>,
+    /// Which sides have closed the session's connections, because they heard nothing.
+    hung_up: [bool; 2],
 }
 
 impl Network {
     pub(crate) fn new(links: usize) -> Self {
         let links = (0..links).map(|_| Link::default()).collect();
-        Self { links, dead: [false; 2], outages: 0, attach_answer_stalled: false }
+        Self { links, dead: [false; 2], outages: 0, stalled: Vec::new(), hung_up: [false; 2] }
     }
 
     /// Whether nothing reaches this side now.
@@ -54,26 +56,44 @@ fn index(to: Side) -> usize {
     }
 }
 
+/// The link on which a side speaks.
+pub(crate) fn link_from(side: Side) -> usize {
+    if side == Side::Source { TO_DESTINATION } else { TO_SOURCE }
+}
+
+fn leads_from(link: usize) -> Side {
+    if link == TO_SOURCE { Side::Destination } else { Side::Source }
+}
+
+/// A message as it really travels: as a frame of so many bytes, read back from them.
+pub(crate) fn through_the_wire(message: &Message, sequence: u64) -> Result<u64, Violation> {
+    let frame = message.encode(sequence, 1).map_err(|e| Violation::Wire(e.to_string()))?;
+    let (header, body) = frame.split_first_chunk::<HEADER_BYTES>().expect("a frame has a header");
+    let read = Header::decode(header).and_then(|header| Message::decode(&header, body));
+    if read.as_ref() != Ok(message) {
+        return Err(Violation::Wire(format!("{message:?} is read back as {read:?}")));
+    }
+    Ok(frame.len() as u64)
+}
+
 /// Where a link leads.
 fn leads_to(link: usize) -> Side {
     if link == TO_SOURCE { Side::Source } else { Side::Destination }
 }
 
 impl World {
-    /// Sends a message the way it really travels: as a frame of so many bytes, read back from them.
+    /// Sends a message.
     pub(crate) fn say(&mut self, link: usize, message: Message) -> Result<(), Violation> {
         let sequence = self.network.links[link].sent;
-        let frame = message.encode(sequence, 1).map_err(|e| Violation::Wire(e.to_string()))?;
-        let (header, body) = frame.split_first_chunk::<HEADER_BYTES>().expect("a frame has a header");
-        let read = Header::decode(header).and_then(|header| Message::decode(&header, body));
-        if read.as_ref() != Ok(&message) {
-            return Err(Violation::Wire(format!("{message:?} is read back as {read:?}")));
-        }
-        self.send(link, Cargo::Control(message, frame.len() as u64));
+        let bytes = through_the_wire(&message, sequence)?;
+        self.send(link, Cargo::Control(message, bytes));
         Ok(())
     }
 
     pub(crate) fn send(&mut self, link: usize, cargo: Cargo) {
+        if self.network.hung_up[index(leads_from(link))] {
+            return;
+        }
         let speed = self.scenario.speed(link);
         let arrival = self.network.links[link].send(self.now, cargo, speed, &mut self.random);
         self.queue.push(arrival, Happening::Arrives(link));
@@ -114,6 +134,9 @@ impl World {
     }
 
     fn delivered(&mut self, link: usize, cargo: Cargo) -> Result<(), Violation> {
+        if self.network.hung_up[index(leads_to(link))] {
+            return Ok(());
+        }
         match (link, cargo) {
             (TO_SOURCE, Cargo::Control(message, _)) => self.tell_source(SourceEvent::Message(message)),
             (TO_SOURCE, Cargo::Closed) => {
@@ -129,13 +152,20 @@ impl World {
         }
     }
 
-    /// The destination answers all attached channels at once: by the time the source has heard it, or later.
-    pub(crate) fn attach_answered(&mut self) -> Result<(), Violation> {
-        if self.network.is_dead_to(Side::Source) {
-            self.network.attach_answer_stalled = true;
-            return Ok(());
+    /// Keeps what cannot happen before the network has healed.
+    pub(crate) fn stalls(&mut self, what: Happening) -> Option<Happening> {
+        let stalls = match &what {
+            // all attached channels are answered at once: by the time the source has heard it, or later
+            Happening::AttachAnswered | Happening::Answered(..) => self.network.is_dead_to(Side::Source),
+            // a connection needs both directions
+            Happening::Asked(_) => self.network.is_cut(),
+            _ => false,
+        };
+        if stalls {
+            self.network.stalled.push(what);
+            return None;
         }
-        self.tell_source(SourceEvent::Attached)
+        Some(what)
     }
 
     /// The direction `to` a side goes, and unless it is half open the other with it.
@@ -162,6 +192,15 @@ impl World {
     /// A side's patience with its silent peer is at an end.
     pub(crate) fn silence(&mut self, side: Side, outage: u32) {
         if outage == self.network.outages && self.network.is_dead_to(side) {
+            self.hangs_up(side);
+        }
+    }
+
+    /// A side that heard nothing closes its connections, whether the other can notice or not.
+    pub(crate) fn hangs_up(&mut self, side: Side) {
+        if self.step(side).is_some() {
+            self.send(link_from(side), Cargo::Closed);
+            self.network.hung_up[index(side)] = true;
             self.notices(side, 0, "the peer is silent");
         }
     }
@@ -180,8 +219,8 @@ impl World {
                 self.queue.push(sent_again, Happening::Arrives(link));
             }
         }
-        if std::mem::take(&mut self.network.attach_answer_stalled) {
-            self.after(1, Happening::AttachAnswered);
+        for what in std::mem::take(&mut self.network.stalled) {
+            self.after(1, what);
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use mig_core::destination::Event as DestinationEvent;
 use mig_core::source::Event as SourceEvent;
 use mig_core::{RunPermit, Side};
+use mig_wire::frame::Fate;
 use mig_wire::section::Section;
 
 use crate::mishap::{Blow, Work};
@@ -54,9 +55,21 @@ pub(crate) enum Happening {
         side: Side,
         outage: u32,
     },
+    /// So does one whose peer's host has ended.
+    PeerGone(Side),
     Heals {
         outage: u32,
     },
+    /// The destination has not answered Commit in time.
+    Deadline,
+    /// A claim reaches the arbiter.
+    Claims(Side),
+    /// The source sends a question, which arrives, and is answered; or its patience ends.
+    Asks(u64),
+    Asked(u64),
+    Answered(u64, Fate),
+    Unanswered(u64),
+    OperatorLooks,
 }
 
 /// A happening and its time.

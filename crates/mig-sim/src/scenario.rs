@@ -24,6 +24,16 @@ pub(crate) enum Pattern {
     Phases,
 }
 
+/// Who resolves what is in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operator {
+    Absent,
+    /// Says only what is true: resumes where the other side certainly never will, discards where it runs.
+    Careful,
+    /// Says resume here and there without looking; with an arbiter that must do no harm.
+    Careless,
+}
+
 /// How a tracker finds writes; all three keep the contract of `DirtyTracker`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tracking {
@@ -75,6 +85,11 @@ pub struct Scenario {
     pub(crate) source_blocks: bool,
     pub(crate) destination_blocks: bool,
     pub(crate) digests_first: bool,
+    /// Whether both sides use an arbiter.
+    pub(crate) arbitrated: bool,
+    pub(crate) operator: Operator,
+    /// Whether a destination that crashed listens again, knowing nothing.
+    pub(crate) restarts: bool,
     /// What goes wrong.
     pub mishaps: Vec<Mishap>,
     pub(crate) mutant: Option<Mutant>,
@@ -107,6 +122,14 @@ impl Scenario {
         let mut verify = random.chance(40);
         let mishaps: Vec<Mishap> = (0..mishaps).map(|_| Mishap::draw(random)).collect();
         verify |= mishaps.iter().any(|m| matches!(m, Mishap::LosesPage { .. }));
+        let arbitrated = random.chance(50);
+        let down = mishaps.iter().any(|m| matches!(m, Mishap::ArbiterDown { .. }));
+        let operator = match random.within(0..3) {
+            0 => Operator::Absent,
+            // an arbiter that cannot be asked leaves it to the operator
+            1 if arbitrated && !down => Operator::Careless,
+            _ => Operator::Careful,
+        };
         Self {
             regions,
             pattern: random.one_of(&[Pattern::Uniform, Pattern::Hot, Pattern::Sequential, Pattern::Phases]),
@@ -137,6 +160,9 @@ impl Scenario {
             source_blocks: random.chance(50),
             destination_blocks: random.chance(50),
             digests_first: random.chance(50),
+            arbitrated,
+            operator,
+            restarts: random.chance(50),
             mishaps,
             mutant,
         }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use mig_core::destination::Event as DestinationEvent;
 use mig_core::source::Event as SourceEvent;
-use mig_core::{Side, Step};
+use mig_core::{Side, Step, Word};
 use mig_wire::Message;
 
-use crate::link::{Cargo, TO_DESTINATION, TO_SOURCE};
+use crate::link::Cargo;
 use crate::mishap::{Blow, Mishap, Work};
-use crate::network::PATIENCE;
+use crate::network::{PATIENCE, link_from};
 use crate::queue::Happening;
+use crate::scenario::Operator;
 use crate::verdict::Violation;
 use crate::world::World;
 
@@ -76,6 +77,11 @@ impl World {
                 let message = said.into_iter().nth(at).expect("one of three");
                 self.tell_destination(DestinationEvent::Message(message))
             }
+            (Blow::Word(word), _) => {
+                // in doubt only who does not care says it
+                let careless = self.scenario.operator == Operator::Careless && word == Word::Resume;
+                if careless || !self.is_in_doubt(side) { self.says(side, word) } else { Ok(()) }
+            }
             (Blow::Cut { half_open, heals_after }, _) => {
                 self.cut(side, half_open, heals_after);
                 Ok(())
@@ -87,30 +93,32 @@ impl World {
         }
     }
 
+    /// What was in memory is gone, also what a destination's listener remembered; the arbiter's register stays.
     fn crash(&mut self, side: Side, blow: Blow) {
-        let (other, link) = match side {
-            Side::Source => (Side::Destination, TO_DESTINATION),
-            Side::Destination => (Side::Source, TO_SOURCE),
-        };
         match side {
-            // one that has handed the guest over, or has it running, may go as it likes
+            // one that has handed the guest over may go as it likes
             Side::Source if self.source.machine.is_some() => {
                 self.source.crashed = true;
                 self.source.machine = None;
                 self.source.epoch += 1;
                 self.guest.pause(self.now);
             }
-            Side::Destination if self.destination.machine.is_some() => {
+            Side::Destination if !self.destination.crashed => {
                 self.destination.crashed = true;
                 self.destination.machine = None;
             }
             Side::Source | Side::Destination => return,
         }
+        self.permits.gone(side);
         if blow == Blow::Crash {
-            self.send(link, Cargo::Closed);
+            self.send(link_from(side), Cargo::Closed);
         } else {
+            let other = match side {
+                Side::Source => Side::Destination,
+                Side::Destination => Side::Source,
+            };
             let delay = self.random.within(1..PATIENCE);
-            self.notices(other, delay, "the peer is silent");
+            self.after(delay, Happening::PeerGone(other));
         }
     }
 }

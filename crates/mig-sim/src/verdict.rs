@@ -33,6 +33,14 @@ pub enum Violation {
     Unbounded { what: &'static str, held: u64 },
     #[error("on the wire: {0}")]
     Wire(String),
+    #[error("the {side} asks twice at a time: {what}")]
+    AsksTwice { side: Side, what: &'static str },
+    #[error("{0} copies of the guest run")]
+    Alive(u32),
+    #[error("the {side} is in doubt for ever, although {why}")]
+    DoubtStays { side: Side, why: &'static str },
+    #[error("the destination dropped what may be the last copy: {0}")]
+    CopyDropped(String),
     #[error("digests: {0}")]
     Digests(String),
 }
@@ -43,6 +51,8 @@ pub enum Violation {
 pub enum SourceEnd {
     Moved,
     StillHere,
+    Discarded,
+    /// It still asks.
     InDoubt,
     Crashed,
 }
@@ -53,8 +63,9 @@ pub enum SourceEnd {
 pub enum DestinationEnd {
     Running,
     NotReceived,
-    InDoubt,
     Lost,
+    /// It still holds the copy.
+    Held,
     Crashed,
 }
 
@@ -65,6 +76,8 @@ pub struct Summary {
     pub source: SourceEnd,
     /// The destination's end.
     pub destination: DestinationEnd,
+    /// Copies of the guest that run.
+    pub alive: u32,
     /// Rounds sent.
     pub rounds: u32,
     /// Whether the guest stayed and was then moved by a second attempt.

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use mig_core::destination::{Action, Destination, Event as DestinationEvent};
+use mig_core::progress::OutcomeKind;
 use mig_core::source::Event as SourceEvent;
-use mig_core::{Side, Step};
+use mig_core::{Claim, Side, Step, Word};
+use mig_wire::hello::SessionId;
 
+use crate::arbiter::Register;
 use crate::destination::DestinationSide;
 use crate::guest::Guest;
 use crate::link::{TO_DESTINATION, TO_SOURCE};
 use crate::mishap::{Blow, Mishaps};
+use crate::mutant::Mutant;
 use crate::network::Network;
 use crate::permits::Permits;
 use crate::queue::{Entry, Happening, Queue};
@@ -19,6 +24,15 @@ use crate::verdict::Violation;
 
 /// No run needs as many.
 const MOST_EVENTS: u64 = 100_000;
+
+/// What a migration starts with.
+pub(crate) struct Start {
+    pub(crate) guest: Guest,
+    pub(crate) random: Random,
+    pub(crate) register: Option<Register>,
+    /// Its number, from 1.
+    pub(crate) attempt: u8,
+}
 
 /// One migration.
 pub(crate) struct World {
@@ -32,20 +46,37 @@ pub(crate) struct World {
     pub(crate) permits: Permits,
     pub(crate) mishaps: Mishaps,
     pub(crate) queue: Queue,
+    /// The name of this attempt.
+    pub(crate) session: SessionId,
+    pub(crate) register: Option<Register>,
+    /// Whether the operator is going to look, and how often he has.
+    pub(crate) operator_called: bool,
+    pub(crate) looks: u32,
     trace: bool,
 }
 
 impl World {
-    pub(crate) fn new(scenario: Scenario, guest: Guest, mut random: Random, trace: bool) -> Self {
-        let start = random.within(0..1_000_000);
+    pub(crate) fn new(scenario: Scenario, start: Start, trace: bool) -> Self {
+        let Start { guest, mut random, mut register, attempt } = start;
+        let session = [attempt; 16];
+        if let Some(register) = &mut register
+            && !(attempt > 1 && scenario.is(Mutant::BeginSkipped))
+        {
+            register.begin(session);
+        }
+        let now = random.within(0..1_000_000);
         let mut world = Self {
-            source: SourceSide::new(&scenario, &guest),
+            source: SourceSide::new(&scenario, &guest, session),
             destination: DestinationSide::new(&scenario, &guest),
             network: Network::new(scenario.links()),
             permits: Permits::new(),
             mishaps: Mishaps::new(&scenario.mishaps),
             queue: Queue::default(),
-            now: start,
+            session,
+            register,
+            operator_called: false,
+            looks: 0,
+            now,
             scenario,
             random,
             guest,
@@ -74,7 +105,7 @@ impl World {
             self.queue.put_off(entry, busy);
             return Ok(());
         }
-        let what = entry.what;
+        let Some(what) = self.stalls(entry.what) else { return Ok(()) };
         if self.trace {
             eprintln!("{:>12} {what:?}", self.now);
         }
@@ -82,13 +113,30 @@ impl World {
             Happening::Source(event) => self.tell_source(event),
             Happening::Destination(event) => self.tell_destination(event),
             Happening::Arrives(link) => self.arrives(link),
-            Happening::AttachAnswered => self.attach_answered(),
+            Happening::AttachAnswered => self.tell_source(SourceEvent::Attached),
+            Happening::Deadline => {
+                self.too_late();
+                Ok(())
+            }
+            Happening::Claims(side) => {
+                self.claims(side);
+                Ok(())
+            }
+            Happening::Asks(number) => self.asks(number),
+            Happening::Asked(number) => self.asked(number),
+            Happening::Answered(number, fate) => self.answered(number, fate),
+            Happening::Unanswered(number) => self.unanswered(number),
+            Happening::OperatorLooks => self.operator_looks(),
             Happening::Done(Side::Source, job) => self.source_did(job),
             Happening::Done(Side::Destination, job) => self.destination_did(job),
             Happening::Channel { epoch, channel, chunk } => self.channel_turns(epoch, channel, chunk),
             Happening::Struck(side, blow) => self.struck(side, blow),
             Happening::Silence { side, outage } => {
                 self.silence(side, outage);
+                Ok(())
+            }
+            Happening::PeerGone(side) => {
+                self.hangs_up(side);
                 Ok(())
             }
             Happening::Heals { outage } => {
@@ -102,8 +150,10 @@ impl World {
     fn busy_for(&self, what: &Happening) -> u64 {
         let side = match what {
             Happening::Source(_) | Happening::Arrives(TO_SOURCE) => Side::Source,
-            Happening::Destination(_) | Happening::Arrives(TO_DESTINATION) => Side::Destination,
-            Happening::Struck(side, Blow::Cancel | Blow::Silence | Blow::Nonsense) => *side,
+            Happening::Destination(_) | Happening::Arrives(TO_DESTINATION) | Happening::Asked(_) => {
+                Side::Destination
+            }
+            Happening::Struck(side, Blow::Cancel | Blow::Silence | Blow::Nonsense | Blow::Word(_)) => *side,
             _ => return 0,
         };
         match side {
@@ -137,19 +187,44 @@ impl World {
         }
     }
 
-    /// The guest for a second attempt, where there can be one.
-    pub(crate) fn guest_that_stayed(mut self) -> Option<(Guest, Random)> {
-        let stays = self
-            .source
-            .report
-            .as_ref()
-            .is_some_and(|report| report.outcome == mig_core::progress::OutcomeKind::StillHere);
-        if !stays || !self.guest.runs {
+    /// What a second attempt starts with, where there can be one: the guest, the arbiter's register, and the
+    /// copy that a destination may still hold.
+    pub(crate) fn guest_that_stayed(mut self) -> Option<(Start, Option<Destination>)> {
+        let report = self.source.report.as_ref()?;
+        if report.outcome != OutcomeKind::StillHere || !self.guest.runs {
             return None;
         }
         self.guest.run_to(self.now);
         self.guest.old_dirty = Some(self.source.dirty);
         self.guest.restart_clock();
-        Some((self.guest, self.random))
+        let start = Start {
+            guest: self.guest,
+            random: self.random,
+            register: self.register,
+            attempt: self.session[0] + 1,
+        };
+        Some((start, self.destination.machine))
+    }
+
+    /// A copy that an earlier attempt left somewhere, and a careless word there: whatever the arbiter says to
+    /// that, it does not run.
+    pub(crate) fn careless_word_at(
+        &mut self,
+        held: Destination,
+        session: SessionId,
+    ) -> Result<(), Violation> {
+        let now = self.clock(Side::Destination);
+        let (held, actions) = held.handle(now, DestinationEvent::Resolve(Word::Resume));
+        let Some(register) = &mut self.register else { return Ok(()) };
+        let mut actions = actions;
+        if actions.iter().any(|action| matches!(action, Action::Claim)) {
+            let granted = register.claim(&session, Side::Destination);
+            let claim = if granted { Claim::Granted } else { Claim::Denied };
+            (_, actions) = held.handle(now, DestinationEvent::Claimed(claim));
+        }
+        match actions.into_iter().any(|action| matches!(action, Action::Resume(_))) {
+            true => Err(Violation::TwoRunners { side: Side::Destination }),
+            false => Ok(()),
+        }
     }
 }

@@ -89,6 +89,45 @@ fn a_log_that_stays_on_after_a_failed_migration_is_noticed() {
     found(Mutant::TrackingLeftOn, |v| *v == Violation::StillTracked);
 }
 
+fn ends(violation: &Violation) -> bool {
+    matches!(violation, Violation::Ends(_))
+}
+
+#[test]
+fn promising_never_without_giving_the_copy_up_makes_two_runners() {
+    found(Mutant::NeverWithoutRevoking, two_runners);
+}
+
+#[test]
+fn taking_unknown_for_never_makes_two_runners() {
+    found(Mutant::UnknownTakenForNever, two_runners);
+}
+
+#[test]
+fn taking_silence_for_never_makes_two_runners() {
+    found(Mutant::SilenceTakenForNever, two_runners);
+}
+
+#[test]
+fn promising_never_for_a_session_that_was_forgotten_makes_two_runners() {
+    found(Mutant::UnknownSessionAnsweredNever, two_runners);
+}
+
+#[test]
+fn ignoring_the_arbiter_makes_two_runners() {
+    found(Mutant::DenialIgnored, two_runners);
+}
+
+#[test]
+fn a_session_that_was_not_begun_with_the_arbiter_cannot_move() {
+    found(Mutant::BeginSkipped, ends);
+}
+
+#[test]
+fn dropping_a_complete_copy_because_the_source_is_silent_is_noticed() {
+    found(Mutant::HeldCopyDropped, |v| matches!(v, Violation::CopyDropped(_)));
+}
+
 #[test]
 fn a_channel_that_sends_into_a_full_link_is_noticed() {
     found(Mutant::SendsIntoFullLink, |v| matches!(v, Violation::Unbounded { .. }));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use mig_sim::{DestinationEnd, SourceEnd, simulate};
+use mig_sim::{DestinationEnd, SourceEnd, Summary, simulate};
 
 const SEEDS: u64 = 20_000;
 
@@ -21,17 +21,20 @@ fn what_must_hold_holds_for_twenty_thousand_seeds() {
     }
     let seeds = number("MIG_SIM_SEEDS").unwrap_or(SEEDS);
     let mut ends: BTreeMap<String, u64> = BTreeMap::new();
+    let mut guests: BTreeMap<String, u64> = BTreeMap::new();
     let mut broken = Vec::new();
     for seed in 0..seeds {
         match simulate(seed, None, false) {
             Ok(summary) => {
-                *ends.entry(format!("{:?}/{:?}", summary.source, summary.destination)).or_default() += 1;
+                let Summary { source, destination, alive, .. } = summary;
+                *ends.entry(format!("{source:?}/{destination:?}")).or_default() += 1;
+                *guests.entry(format!("{source:?}/{destination:?}: {alive}")).or_default() += 1;
             }
             Err(violation) => broken.push((seed, violation)),
         }
     }
-    for (ends, count) in &ends {
-        println!("{count:>6} {ends}");
+    for (ends, count) in &guests {
+        println!("{count:>6} {ends} alive");
     }
     let first: Vec<String> =
         broken.iter().take(10).map(|(seed, v)| format!("MIG_SIM_SEED={seed}: {v}")).collect();
@@ -44,13 +47,14 @@ fn what_must_hold_holds_for_twenty_thousand_seeds() {
     };
     use {DestinationEnd as D, SourceEnd as S};
     reached(S::Moved, D::Running);
-    for destination in [D::NotReceived, D::InDoubt, D::Crashed] {
+    for destination in [D::NotReceived, D::Held, D::Crashed] {
         reached(S::StillHere, destination);
     }
-    for destination in [D::Running, D::Lost, D::NotReceived, D::InDoubt, D::Crashed] {
+    reached(S::Discarded, D::Running);
+    for destination in [D::Running, D::Lost, D::NotReceived, D::Held, D::Crashed] {
         reached(S::InDoubt, destination);
     }
-    for destination in [D::Running, D::NotReceived, D::InDoubt] {
+    for destination in [D::Running, D::NotReceived, D::Held] {
         reached(S::Crashed, destination);
     }
 }

@@ -5,6 +5,7 @@ use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::section::Section;
 
+use crate::arbiter::Register;
 use crate::link::TO_SOURCE;
 use crate::mishap::Work;
 use crate::queue::{Happening, Job};
@@ -27,8 +28,22 @@ impl World {
             Action::Accept { channels } => self.accept(channels),
             Action::Verify(digests) => self.destination_works(costs.verify, Job::Verify(digests)),
             Action::Load(sections) => self.destination_works(costs.load, Job::Load(sections)),
+            Action::Claim => {
+                self.destination.given_at = self.now;
+                self.claim(Side::Destination)?;
+            }
+            Action::Answer(fate) => {
+                if let Some(number) = self.destination.asker.take() {
+                    self.answers(number, fate);
+                }
+            }
             Action::Resume(permit) => {
-                self.permits.taken_over()?;
+                if !self.scenario.arbitrated {
+                    self.destination.given_at = self.now;
+                }
+                let given = self.register.as_ref().and_then(Register::given);
+                let forfeited = given == Some(Side::Destination) && !self.guest.runs;
+                self.permits.taken_over(self.destination.word, forfeited)?;
                 self.same_as_at_the_pause()?;
                 self.destination.ran = true;
                 self.destination_works(costs.resume, Job::Resume(permit));

@@ -1,20 +1,26 @@
 //! The destination's host: a driver that feeds the machine of `mig-core` events and carries out its actions.
 
 mod act;
+mod listener;
 mod pages;
 mod work;
 
-use mig_core::Side;
 use mig_core::destination::{Destination, End, Event};
+use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
+use mig_wire::hello::Secret;
 use mig_wire::section::Section;
 
+use crate::arbiter;
 use crate::guest::{Guest, Page};
 use crate::link::{Cargo, TO_SOURCE};
 use crate::mutant::Mutant;
 use crate::scenario::Scenario;
 use crate::verdict::Violation;
 use crate::world::World;
+
+/// What its sessions are proved with.
+pub(crate) const SECRET: Secret = [2; 16];
 
 /// The destination's host.
 pub(crate) struct DestinationSide {
@@ -29,10 +35,17 @@ pub(crate) struct DestinationSide {
     loaded: Option<Vec<Section>>,
     pub(crate) crashed: bool,
     pub(crate) ran: bool,
+    /// A claim is on its way to the arbiter, or its answer back.
+    pub(crate) claiming: bool,
+    /// The question that is being answered.
+    asker: Option<u64>,
+    /// An operator said something while this side was in doubt.
+    pub(crate) word: bool,
     pub(crate) end: Option<End>,
     pub(crate) resumed_at: u64,
     pub(crate) resume_taken_at: Option<u64>,
-    pub(crate) commit_heard_at: u64,
+    /// When it was told to run the guest, and took it.
+    pub(crate) given_at: u64,
     pub(crate) verify_took: u64,
     pub(crate) load_took: u64,
     issued_at: u64,
@@ -44,7 +57,11 @@ pub(crate) struct DestinationSide {
 impl DestinationSide {
     pub(crate) fn new(scenario: &Scenario, guest: &Guest) -> Self {
         Self {
-            machine: Some(Destination::new([2; 16], scenario.channels_granted)),
+            machine: Some(Destination::new(
+                SECRET,
+                scenario.channels_granted,
+                scenario.arbitrated.then_some(arbiter::IDENTITY),
+            )),
             busy_until: 0,
             jobs: 0,
             memory: vec![Page::default(); guest.memory.len()],
@@ -54,10 +71,13 @@ impl DestinationSide {
             loaded: None,
             crashed: false,
             ran: false,
+            claiming: false,
+            asker: None,
+            word: false,
             end: None,
             resumed_at: 0,
             resume_taken_at: None,
-            commit_heard_at: 0,
+            given_at: 0,
             verify_took: 0,
             load_took: 0,
             issued_at: 0,
@@ -69,12 +89,9 @@ impl DestinationSide {
 
 impl World {
     pub(crate) fn destination_hears(&mut self, message: Message) -> Result<(), Violation> {
-        if message == Message::Commit {
-            self.destination.commit_heard_at = self.now;
-            let gave_up = matches!(self.destination.end, Some(End::NotReceived(_) | End::InDoubt(_)));
-            if gave_up && self.scenario.is(Mutant::LateCommitTaken) {
-                return self.permits.taken_over();
-            }
+        let gave_up = matches!(self.destination.end, Some(End::NotReceived(_)));
+        if message == Message::Commit && gave_up && self.scenario.is(Mutant::LateCommitTaken) {
+            return self.permits.taken_over(false, false);
         }
         self.tell_destination(Event::Message(message))
     }
@@ -88,6 +105,7 @@ impl World {
             }
             Event::Message(Message::State { .. }) => self.destination.state_heard_at = self.now,
             Event::Loaded => self.destination.load_took = self.now - self.destination.issued_at,
+            Event::Claimed(_) => self.destination.claiming = false,
             Event::Resumed => self.destination.resume_taken_at = Some(self.now),
             _ => {}
         }
@@ -112,6 +130,12 @@ impl World {
             self.destination.machine = None;
             self.send(TO_SOURCE, Cargo::Closed);
         }
+        if self.scenario.is(Mutant::HeldCopyDropped) && self.is_in_doubt(Side::Destination) {
+            let fault = Fault::new(Side::Destination, Step::Commit, Blame::Network, "the source is gone");
+            self.destination.end = Some(End::NotReceived(fault));
+            self.destination.machine = None;
+        }
+        self.call_operator();
         self.strike_where_due(Side::Destination);
         Ok(())
     }

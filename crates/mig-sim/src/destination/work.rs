@@ -28,13 +28,16 @@ impl World {
             Job::Load(sections) => {
                 self.destination.loaded = Some(sections);
                 if self.scenario.is(Mutant::RunsOnceLoaded) {
-                    self.permits.taken_over()?;
+                    self.permits.taken_over(false, false)?;
                 }
                 (Step::Load, Event::Loaded)
             }
             Job::Resume(permit) => {
                 drop(permit);
                 self.destination.resumed_at = if fails { 0 } else { self.now };
+                if fails {
+                    self.permits.gone(Side::Destination);
+                }
                 (Step::Resume, Event::Resumed)
             }
             Job::Plain(Work::Prepare) if fails => {

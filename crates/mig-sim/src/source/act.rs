@@ -9,6 +9,7 @@ use crate::guest;
 use crate::link::{Cargo, FIRST_CHANNEL, TO_DESTINATION};
 use crate::mishap::Work;
 use crate::mutant::Mutant;
+use crate::network::PATIENCE;
 use crate::queue::{Happening, Job};
 use crate::verdict::Violation;
 use crate::world::World;
@@ -41,18 +42,23 @@ impl World {
                     return Err(Violation::TwoRunners { side: Side::Source });
                 }
                 self.permits.given_away()?;
-                self.source.committed = true;
+                self.source.committed_at = Some(self.now);
                 self.say(TO_DESTINATION, Message::Commit)?;
-                if self.network.is_cut() && self.scenario.is(Mutant::CommitFailureResumes) {
-                    self.permits.taken_back()?;
+                self.after(20 * PATIENCE, Happening::Deadline);
+                // a send that fails may have sent it all the same
+                let failed = self.work_fails(Side::Source, Work::SendCommit) || self.network.is_cut();
+                if failed && self.scenario.is(Mutant::CommitFailureResumes) {
+                    self.permits.taken_back(false)?;
                 }
             }
             Action::Resume(permit) => {
                 self.source.epoch += 1;
-                self.permits.taken_back()?;
+                self.permits.taken_back(self.source.word)?;
                 self.source.resuming = true;
                 self.source_works(costs.resume, Job::Resume(permit));
             }
+            Action::Query { after } => self.query(after)?,
+            Action::Claim => self.claim(Side::Source)?,
             Action::StopTracking => {
                 if !self.scenario.is(Mutant::TrackingLeftOn) {
                     self.guest.tracked = false;
@@ -95,6 +101,14 @@ impl World {
     pub(super) fn source_fails(&mut self, step: Step) {
         let fault = Fault::new(Side::Source, step, Blame::Local, "it was made to fail");
         self.after(1, Happening::Source(Event::Failed(fault)));
+    }
+
+    /// The destination has had all the time it may take to run the guest.
+    pub(crate) fn too_late(&mut self) {
+        let waits = self.step(Side::Source) == Some(Step::Commit) && self.source.running_heard_at == 0;
+        if waits && !self.is_in_doubt(Side::Source) {
+            self.notices(Side::Source, 0, "the peer did not answer in time");
+        }
     }
 
     fn send_state(&mut self, round: u32, verify: bool) -> Result<(), Violation> {

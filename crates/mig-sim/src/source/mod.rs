@@ -1,6 +1,7 @@
 //! The source's host: a driver that feeds the machine of `mig-core` events and carries out its actions.
 
 mod act;
+mod asking;
 mod pages;
 mod work;
 
@@ -9,11 +10,14 @@ use std::time::Duration;
 use mig_core::domain::PAGE_BYTES;
 use mig_core::progress::{PageCounts, Report};
 use mig_core::source::{Event, Source, SourceConfig};
-use mig_core::{Bitmap, Blame, Side};
+use mig_core::{Bitmap, Side};
 use mig_wire::Message;
 use mig_wire::describe::Description;
+use mig_wire::frame::Fate;
+use mig_wire::hello::SessionId;
 use mig_wire::section::Section;
 
+use crate::arbiter;
 use crate::guest::Guest;
 use crate::link::{Cargo, TO_DESTINATION};
 use crate::mutant::Mutant;
@@ -36,9 +40,18 @@ pub(crate) struct SourceSide {
     pages: PageCounts,
     sections: Vec<Section>,
     pub(crate) crashed: bool,
-    pub(crate) committed: bool,
+    pub(crate) committed_at: Option<u64>,
     pub(crate) resume_failed: bool,
     resuming: bool,
+    /// Whether the guest ran here after it was paused for the switchover.
+    pub(crate) ran_again: bool,
+    /// A claim is on its way to the arbiter, or its answer back.
+    pub(crate) claiming: bool,
+    /// The question that is on its way, and how many there were.
+    question: Option<u64>,
+    questions: u64,
+    /// An operator said something while this side was in doubt.
+    pub(crate) word: bool,
     pub(crate) report: Option<Report>,
     pub(crate) pause_ordered_at: u64,
     pub(crate) paused_at: u64,
@@ -49,7 +62,7 @@ pub(crate) struct SourceSide {
 }
 
 impl SourceSide {
-    pub(crate) fn new(scenario: &Scenario, guest: &Guest) -> Self {
+    pub(crate) fn new(scenario: &Scenario, guest: &Guest, session: SessionId) -> Self {
         let nanos = Duration::from_nanos;
         let description = Description {
             architecture: String::new(),
@@ -64,7 +77,8 @@ impl SourceSide {
             policy: scenario.policy.clone(),
             channels: scenario.channels_asked,
             verify: scenario.verify,
-            session: [1; 16],
+            session,
+            arbiter: scenario.arbitrated.then_some(arbiter::IDENTITY),
             description,
             ram_bytes: guest.domain.bytes(),
             pause: nanos(scenario.costs.pause),
@@ -83,9 +97,14 @@ impl SourceSide {
             pages: PageCounts::default(),
             sections: Vec::new(),
             crashed: false,
-            committed: false,
+            committed_at: None,
             resume_failed: false,
             resuming: false,
+            ran_again: false,
+            claiming: false,
+            question: None,
+            questions: 0,
+            word: false,
             report: None,
             pause_ordered_at: 0,
             paused_at: 0,
@@ -102,12 +121,15 @@ impl World {
         match &event {
             Event::Paused => self.source.paused_heard_at = self.now,
             Event::Message(Message::Running { .. }) => self.source.running_heard_at = self.now,
+            Event::Answered(Fate::Running { running_for, .. }) => {
+                self.source.running_heard_at = self.now - running_for.as_nanos() as u64;
+            }
+            Event::Claimed(_) => self.source.claiming = false,
             _ => {}
         }
-        let lost_link = matches!(&event, Event::Failed(fault) if fault.blame == Blame::Network);
-        let doubts = machine.is_committed() && lost_link;
+        let doubted = machine.is_in_doubt();
         let (machine, actions) = machine.handle(self.clock(Side::Source), event);
-        let ended = machine.has_ended();
+        let (ended, doubts) = (machine.has_ended(), machine.is_in_doubt() && !doubted);
         self.source.machine = Some(machine);
         for action in actions {
             if self.ends_here(Side::Source) {
@@ -119,17 +141,18 @@ impl World {
             }
             self.source_does(action)?;
         }
+        if doubts && self.scenario.is(Mutant::InDoubtResumes) {
+            self.permits.taken_back(false)?;
+        }
         if ended {
             if self.source.report.is_none() {
                 return Err(Violation::Ends("the source's machine ended without an end".into()));
-            }
-            if doubts && self.scenario.is(Mutant::InDoubtResumes) {
-                self.permits.taken_back()?;
             }
             self.source.machine = None;
             self.source.epoch += 1;
             self.send(TO_DESTINATION, Cargo::Closed);
         }
+        self.call_operator();
         self.strike_where_due(Side::Source);
         Ok(())
     }

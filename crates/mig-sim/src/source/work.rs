@@ -31,7 +31,9 @@ impl World {
                 self.source.resuming = false;
                 if fails {
                     self.source.resume_failed = true;
+                    self.permits.gone(Side::Source);
                 } else {
+                    self.source.ran_again = true;
                     self.guest.resume(self.now);
                 }
                 (Step::Resume, Event::Resumed)

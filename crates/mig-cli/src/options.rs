@@ -267,7 +267,17 @@ mod tests {
         assert_eq!(engine.policy, mig::policy::Policy::default());
         assert_eq!((engine.channels, engine.verify), (2, false));
         let help = <SendOptions as clap::CommandFactory>::command().render_long_help().to_string();
-        for word in ["300ms", "default: 30", "default: 2]", "dirtier", "in doubt", "unix:PATH", "1GiB"] {
+        for word in [
+            "300ms",
+            "default: 30",
+            "default: 2]",
+            "dirtier",
+            "in doubt",
+            "unix:PATH",
+            "1GiB",
+            "--resolve",
+            "--lease",
+        ] {
             assert!(help.contains(word), "{word} is in\n{help}");
         }
     }

@@ -158,6 +158,6 @@ impl<M: Machine> Holder<M> {
     fn with_command(&self, failure: Failure) -> Failure {
         let Some(control) = self.control.get() else { return failure };
         let command = format!("mig-send --vm {control} --resolve resume|discard");
-        Failure { remedy: format!("{}: {command}", failure.remedy), ..failure }
+        Failure { remedy: format!("{}. By: {command}", failure.remedy), ..failure }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Ledger {
     pub(crate) tracking: bool,
     /// Whether the guest was paused.
     pub(crate) paused: bool,
+    /// Whether the guest goes on here while the destination may hold all of it, and has not said that it does not.
+    pub(crate) copy_left: bool,
     pub(crate) rounds: u32,
     pub(crate) pages: PageCounts,
     pub(crate) sent_bytes: u64,

@@ -298,6 +298,12 @@ impl Source {
         matches!(self.stage, Stage::Asking(_))
     }
 
+    /// Whether it ended with the guest running here and, it may be, a complete copy at the destination that waits
+    /// to be asked for. Asking has the destination give it up.
+    pub fn left_a_copy(&self) -> bool {
+        self.has_ended() && self.ledger.copy_left
+    }
+
     /// The destination's secret, once it has told it.
     pub fn secret(&self) -> Secret {
         self.ledger.secret

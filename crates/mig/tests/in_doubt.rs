@@ -170,6 +170,16 @@ fn a_guest_whose_commit_was_lost_comes_back_once_the_link_is_whole() {
 }
 
 #[test]
+fn a_copy_of_a_guest_that_was_never_committed_is_given_up_once_the_link_is_whole() {
+    let sides = Sides::cut_at(Kind::Ready);
+    let heals = at_doubt(0, || sides.wire.heal());
+    let (outcome, received) = sides.migrate(&(), &heals);
+    let Received::NotReceived(fault) = &received else { panic!("received") };
+    assert!(fault.cause.contains("has it back"), "{fault}");
+    one_runs_at_the_source(outcome, received);
+}
+
+#[test]
 fn a_guest_that_runs_there_has_moved_though_the_news_was_lost_and_the_pause_is_known() {
     let sides = Sides::cut_at(Kind::Running);
     let began = Instant::now();

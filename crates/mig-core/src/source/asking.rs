@@ -111,6 +111,7 @@ impl Source {
                 let (word, fault) = (std::mem::take(&mut asking.word), asking.fault.clone());
                 match claim {
                     Claim::Granted => {
+                        self.ledger.copy_left = true;
                         self.give_up(now, fault.remedy("the arbiter gave it back; migrate again"), false)
                     }
                     Claim::Unavailable(_) if word => self.on_the_operators_word(now),
@@ -169,6 +170,7 @@ impl Source {
     fn on_the_operators_word(&mut self, now: Duration) -> Vec<Action> {
         let Stage::Asking(asking) = &self.stage else { return Vec::new() };
         let fault = asking.fault.clone().remedy("it was resumed on the operator's word");
+        self.ledger.copy_left = true;
         self.give_up(now, fault, false)
     }
 

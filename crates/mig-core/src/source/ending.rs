@@ -59,6 +59,8 @@ impl Source {
             // only the resume itself can still fail: link and peer do not matter any more, nor does what
             // was under way before
             Stage::Resuming(_) if fault.blame == Blame::Local && fault.step == Step::Resume => {
+                // a copy at the destination may be the only one that can be run
+                self.ledger.copy_left = false;
                 self.still_here(now, fault)
             }
             Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::Ended => Vec::new(),
@@ -97,6 +99,8 @@ impl Source {
             self.stage = Stage::Reclaiming(Reclaiming { fault, since });
             return vec![Action::Claim];
         }
+        let complete = matches!(self.stage, Stage::LastRound(_) | Stage::Reclaiming(_));
+        self.ledger.copy_left |= tell_peer && complete;
         let told = tell_peer && !matches!(self.stage, Stage::Connecting);
         let abort = told.then(|| Action::Send(Message::Abort(fault.clone())));
         let pausing = matches!(self.stage, Stage::Pausing(_));

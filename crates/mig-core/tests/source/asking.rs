@@ -228,3 +228,31 @@ fn a_guest_that_ran_there_before_commit_is_reported_with_the_pause_that_it_had()
     assert_eq!((report.outcome, report.rounds), (OutcomeKind::Moved, 2));
     assert_eq!(report.downtime.unwrap().total(), run.now - ordered - MS);
 }
+
+#[test]
+fn a_copy_is_left_where_the_guest_goes_on_here_without_the_destinations_promise() {
+    let lost = || Event::Failed(fault(Blame::Network, Step::LastRound));
+    let ends = |mut run: Run, events: &[Event]| {
+        for event in events {
+            run.tell(event.clone());
+        }
+        assert_eq!(outcome(&mut run, Vec::new()).0, OutcomeKind::StillHere, "{events:?}");
+        run.machine.left_a_copy()
+    };
+    let cancelled = || Event::Cancelled { reason: None };
+    let abort = Event::Message(Message::Abort(fault(Blame::Local, Step::Load)));
+    assert!(ends(Run::at(Arrived), &[lost()]));
+    assert!(ends(Run::at(LastRound), &[cancelled()]));
+    assert!(ends(plain(), &[Event::Resolve(Word::Resume)]));
+    assert!(ends(arbitrated(), &[Event::Claimed(Claim::Granted)]));
+    assert!(ends(reclaiming(), &[Event::Claimed(Claim::Granted)]));
+    assert!(!ends(Run::at(Saving), &[cancelled()]), "it is not all there yet");
+    assert!(!ends(Run::at(Arrived), &[abort]));
+    assert!(!ends(plain(), &[Event::Answered(Fate::Never)]));
+
+    let mut failed = Run::at(Arrived);
+    failed.tell(lost());
+    failed.tell(Event::Failed(fault(Blame::Local, Step::Resume)));
+    assert!(failed.machine.has_ended());
+    assert!(!failed.machine.left_a_copy(), "the copy may be the only one that can be run");
+}

@@ -157,7 +157,7 @@ fn out_of_reach(world: &World, graph: &Graph<World>) -> Option<(u32, Property)> 
         let at = graph.states().iter().zip(reaches).position(|(state, reaches)| !reaches && must(state))?;
         Some(at as u32)
     };
-    let settles = graph.can_reach(world::NATURAL, |state| world.is_settled(state));
+    let settles = graph.can_reach(world::NATURAL, State::is_settled);
     if let Some(at) = first(settles, &|state| !world.is_excused(state)) {
         return Some((at, Property::NeverEnds));
     }

@@ -26,6 +26,11 @@ impl Property {
 }
 
 impl State {
+    /// All is well, for ever.
+    pub(super) fn is_settled(&self) -> bool {
+        self.all_over() && self.runners() == 1
+    }
+
     /// Nobody can be expected to run the guest without an operator's word: a process died, a resume failed, or the
     /// listener has forgotten what it is asked for.
     pub(super) fn is_excused(&self) -> bool {

@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) stray: bool,
     /// How often it has asked in vain.
     pub(super) in_vain: u8,
+    /// The source has ended with the guest, and asks for the copy it left.
+    pub(super) recalls: bool,
     /// The destination's listener has forgotten the session.
     pub(super) forgotten: bool,
     /// Whom the arbiter gave the guest. It survives every crash.
@@ -134,6 +136,7 @@ impl State {
             question: Question::None,
             stray: false,
             in_vain: 0,
+            recalls: false,
             forgotten: false,
             register: None,
         }
@@ -228,6 +231,7 @@ impl State {
             self.pages.queue = Line::EMPTY;
             self.stray = false;
         }
+        self.recalls &= self.source.alive && self.destination.machine.is_some();
         if !self.source.work.contains(Work::Attach) {
             self.attached = false;
         }

@@ -47,6 +47,8 @@ pub(super) enum Step {
         stray: bool,
     },
     AnswerArrives,
+    /// The source, which has the guest, asks for the copy it left.
+    Recalls,
     /// The arbiter decides on a claim.
     Decides(Side),
     /// Its answer, or the question, is lost.
@@ -129,7 +131,7 @@ impl Model for World {
             Step::NoticesPages(_) | Step::Asks | Step::QuestionArrives { .. } | Step::AnswerArrives => {
                 Some(NATURAL)
             }
-            Step::Decides(_) => Some(NATURAL),
+            Step::Recalls | Step::Decides(_) => Some(NATURAL),
             Step::Says(..) => Some(WITH_WORDS),
             Step::Works(..)
             | Step::Suspects(_)
@@ -247,6 +249,9 @@ impl World {
         if state.stray {
             possible.push(Step::QuestionArrives { stray: true });
         }
+        if state.recalls {
+            possible.push(Step::Recalls);
+        }
         let known = state.destination_end.is_some() && state.destination.alive && !state.forgotten;
         if known && state.source.machine.is_some() {
             possible.push(Step::Forgets);
@@ -322,7 +327,11 @@ impl World {
                 state.stop_waiting();
                 self.tell(state, Side::Source, Input::Unanswered);
             }
-            Step::QuestionArrives { stray } => self.asked(state, stray),
+            Step::QuestionArrives { stray: false } => state.question = Question::Answered(self.answer(state)),
+            Step::QuestionArrives { stray: true } => {
+                state.stray = false;
+                self.answer(state);
+            }
             Step::AnswerArrives => {
                 if let Question::Answered(fate) = state.question {
                     state.question = Question::None;
@@ -330,6 +339,7 @@ impl World {
                     self.tell(state, Side::Source, Input::Answered(fate));
                 }
             }
+            Step::Recalls => state.recalls = self.answer(state) == Fate::Unknown,
             Step::Decides(side) => {
                 let holder = *state.register.get_or_insert(side);
                 let granted = holder == side || self.ignores_the_register(state, side);
@@ -382,25 +392,22 @@ impl World {
     }
 
     /// A question reaches the destination's process: its machine answers, or else its listener.
-    fn asked(&mut self, state: &mut State, stray: bool) {
+    fn answer(&mut self, state: &mut State) -> Fate {
+        if state.destination.machine.is_none() {
+            let mistaken = self.config.mutant == Some(Mutant::ForgottenMeansNever) && state.forgotten;
+            return if mistaken { Fate::Never } else { state.fate() };
+        }
         let before = *state;
-        let answer = match state.destination.machine {
-            Some(_) => {
-                state.question = Question::None;
-                self.tell(state, Side::Destination, Input::Asked);
-                let Question::Answered(fate) = state.question else {
-                    unreachable!("a question is answered in the transition that hears it");
-                };
-                if self.config.mutant == Some(Mutant::NeverWithoutRevoking) && fate == Fate::Never {
-                    *state = before;
-                }
-                fate
-            }
-            None if self.config.mutant == Some(Mutant::ForgottenMeansNever) && state.forgotten => Fate::Never,
-            None => state.fate(),
+        state.question = Question::None;
+        self.tell(state, Side::Destination, Input::Asked);
+        let Question::Answered(fate) = state.question else {
+            unreachable!("a question is answered in the transition that hears it");
         };
-        state.question = if stray { before.question } else { Question::Answered(answer) };
-        state.stray &= !stray;
+        state.question = before.question;
+        if self.config.mutant == Some(Mutant::NeverWithoutRevoking) && fate == Fate::Never {
+            *state = before;
+        }
+        fate
     }
 
     fn ignores_the_register(&self, state: &State, side: Side) -> bool {
@@ -418,6 +425,7 @@ impl World {
         let input = self.mistaken(side, machine, input);
         let (machine, effects) = self.machines.tell(side, machine, input);
         state.host_mut(side).machine = Some(machine);
+        state.recalls |= side == Side::Source && self.machines.source(machine).left_a_copy();
         for effect in effects.iter() {
             self.carry_out(state, side, *effect);
         }
@@ -493,13 +501,6 @@ impl World {
         }
     }
 
-    /// One side runs the guest, and the other has ended; or it keeps a copy that nobody will ask for: the source
-    /// ended with the guest before it committed, and the link that would have told so is gone.
-    pub(super) fn is_settled(&self, state: &State) -> bool {
-        let spare = |machine| self.machines.destination(machine).is_in_doubt();
-        state.runners() == 1 && state.source.machine.is_none() && state.destination.machine.is_none_or(spare)
-    }
-
     /// Nobody can be expected to run the guest without a word, or after one that did not see to it.
     pub(super) fn is_excused(&self, state: &State) -> bool {
         let discarded = state.source_end == Some(OutcomeKind::Discarded);
@@ -541,6 +542,7 @@ impl World {
             Step::QuestionArrives { stray: false } => "the question arrives".into(),
             Step::QuestionArrives { stray: true } => "an old question arrives".into(),
             Step::AnswerArrives => "the source hears the answer".into(),
+            Step::Recalls => "the source asks for the copy it left".into(),
             Step::Decides(side) => format!("the arbiter decides on the {side}'s claim"),
             Step::ArbiterFails(side) => format!("the {side} cannot hear the arbiter"),
             Step::Says(side, word) => format!("an operator says {word:?} to the {side}"),

@@ -229,6 +229,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         loop {
             if let Some(report) = self.report.take() {
                 self.farewell();
+                if self.machine().left_a_copy() {
+                    asking::recall(self.to.clone(), self.question());
+                }
                 return report;
             }
             self.step();

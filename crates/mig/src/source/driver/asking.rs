@@ -1,7 +1,7 @@
 //! Questions of a source in doubt. Each has a thread that nobody waits for: an operator's word must not wait
 //! for a host that does not answer, or for storage that hangs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::RecvTimeoutError;
 use mig_core::{Claim, Fault, Side, Step};
@@ -18,7 +18,7 @@ use crate::transport::{self, Address};
 impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     /// Asks the destination what became of the session, in a while.
     pub(super) fn query(&self, after: Duration) {
-        let query = Query { session: self.session, secret: self.machine().secret() };
+        let query = self.question();
         let (to, note, over) = (self.to.clone(), self.note.clone(), self.questions.1.clone());
         std::thread::spawn(move || {
             if over.recv_timeout(after) == Err(RecvTimeoutError::Timeout) {
@@ -26,6 +26,11 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 let _ = note.send(Note::Answered(ask(&to, query)));
             }
         });
+    }
+
+    /// What became of this session?
+    pub(super) fn question(&self) -> Query {
+        Query { session: self.session, secret: self.machine().secret() }
     }
 
     /// Asks the arbiter for the guest.
@@ -37,6 +42,34 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             let _ = note.send(Note::Claimed(claim));
         });
     }
+}
+
+/// How long a copy that was left at the destination is asked for while nobody answers.
+const RECALL_PATIENCE: Duration = Duration::from_secs(600);
+/// And while the receiver does not know of it: it may be about to be ready, or was started anew.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(30);
+/// The wait after the first question, which doubles with each, and the longest.
+const RECALL_WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+
+/// Asks for the copy of a guest that goes on here, until the destination has answered and so given it up. Nobody
+/// waits for that: the migration has ended.
+pub(super) fn recall(to: Address, query: Query) {
+    let [mut wait, longest] = RECALL_WAITS;
+    let began = Instant::now();
+    std::thread::spawn(move || {
+        loop {
+            let patience = match ask(&to, query.clone()) {
+                Ok(Fate::Never | Fate::Running { .. } | Fate::Lost) => return,
+                Ok(Fate::Unknown) => UNKNOWN_PATIENCE,
+                Err(_) => RECALL_PATIENCE,
+            };
+            if began.elapsed() > patience {
+                return;
+            }
+            std::thread::sleep(wait);
+            wait = longest.min(2 * wait);
+        }
+    });
 }
 
 fn ask(to: &Address, query: Query) -> Result<Fate, Fault> {

@@ -33,7 +33,8 @@ impl World {
         }
         let rounds = self.source.report.as_ref().map_or(0, |report| report.rounds);
         let alive = self.alive(source, destination)?;
-        Ok(Summary { source, destination, alive, rounds, second_attempt: false })
+        let [source_doubted, destination_doubted] = self.doubted;
+        Ok(Summary { source, destination, alive, rounds, source_doubted, destination_doubted, attempts: 1 })
     }
 
     fn source_end(&self) -> Result<SourceEnd, Violation> {
@@ -104,13 +105,18 @@ impl World {
     /// doubt anywhere that the arbiter does not keep up.
     fn doubts_are_resolved(&self, source: SourceEnd, destination: DestinationEnd) -> Result<(), Violation> {
         use {DestinationEnd as D, SourceEnd as S};
-        let careful = self.scenario.operator == Operator::Careful && self.register.is_none();
+        let careful = self.scenario.operator == Operator::Careful;
+        let given = self.register.as_ref().and_then(Register::given);
         let heard = !self.network.is_cut() && !matches!(destination, D::Crashed | D::Lost);
         let stays = |side, why| Err(Violation::DoubtStays { side, why });
         match (source, destination) {
             (S::InDoubt, _) if heard => stays(Side::Source, "the destination can be asked"),
-            (S::InDoubt, _) if careful => stays(Side::Source, "there is an operator"),
-            (_, D::Held) if careful => stays(Side::Destination, "there is an operator"),
+            (S::InDoubt, _) if careful && given != Some(Side::Destination) => {
+                stays(Side::Source, "there is an operator")
+            }
+            (_, D::Held) if careful && given != Some(Side::Source) => {
+                stays(Side::Destination, "there is an operator")
+            }
             _ => Ok(()),
         }
     }

@@ -56,34 +56,38 @@ pub use verdict::{DestinationEnd, SourceEnd, Summary, Violation};
 use arbiter::Register;
 use world::{Start, World};
 
-/// Runs the scenario of a seed, and a second attempt where the guest stayed.
+/// Runs the scenario of a seed, and where the guest stayed, more attempts to move it, until one in which nothing
+/// goes wrong moves it.
 ///
 /// # Errors
 /// The first [`Violation`] of what must hold.
 pub fn simulate(seed: u64, mutant: Option<Mutant>, trace: bool) -> Result<Summary, Violation> {
     let mut random = Random::new(seed);
     let scenario = Scenario::draw(&mut random, mutant);
-    if trace {
-        eprintln!("seed {seed}: {scenario:#?}");
-    }
-    let quiet = scenario.without_mishaps();
     let guest = guest::Guest::new(&scenario);
     let register = scenario.arbitrated.then(Register::default);
-    let mut world = World::new(scenario, Start { guest, random, register, attempt: 1 }, trace);
-    world.run()?;
-    let mut summary = world.judge()?;
-    let session = world.session;
-    if let Some((start, held)) = world.guest_that_stayed() {
-        let mut world = World::new(quiet, start, trace);
-        if let Some(held) = held {
-            world.careless_word_at(held, session)?;
+    let start = Start { guest, random, register, held: Vec::new(), attempt: 1 };
+    let (mut summary, mut stayed) = attempt(scenario.clone(), start, trace)?;
+    while let Some(mut start) = stayed {
+        let again = summary.attempts == 1 && start.random.chance(50);
+        let next = if again { scenario.with_other_mishaps(&mut start.random) } else { scenario.quiet() };
+        let (end, left) = attempt(next, start, trace)?;
+        if !again && end.source != SourceEnd::Moved {
+            return Err(Violation::Ends(format!("with nothing going wrong, an attempt ended as {end:?}")));
         }
-        world.run()?;
-        let second = world.judge()?;
-        if second.source != SourceEnd::Moved {
-            return Err(Violation::Ends(format!("a second attempt ended as {second:?}")));
-        }
-        summary.second_attempt = true;
+        (summary.attempts, stayed) = (summary.attempts + 1, left);
     }
     Ok(summary)
+}
+
+/// How it ended, and what another attempt starts with, where there can be one.
+fn attempt(scenario: Scenario, start: Start, trace: bool) -> Result<(Summary, Option<Start>), Violation> {
+    if trace {
+        eprintln!("attempt {}: {scenario:#?}", start.attempt);
+    }
+    let mut world = World::new(scenario, start, trace);
+    world.careless_words()?;
+    world.run()?;
+    let summary = world.judge()?;
+    Ok((summary, world.guest_that_stayed()))
 }

@@ -150,7 +150,8 @@ impl Mishap {
             0..35 => Self::draw_cut(random),
             35..70 => Self::Strike {
                 side,
-                step: random.within(0..15) as usize,
+                // the switchover is short, and most of what matters
+                step: if random.chance(50) { random.within(10..15) } else { random.within(0..15) } as usize,
                 after: random.one_of(&[1, 1_000, 100_000, 1_000_000]) * random.within(1..5),
                 blow: Blow::draw(random),
             },

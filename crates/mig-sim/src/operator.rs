@@ -17,7 +17,9 @@ const MOST_LOOKS: u32 = 12;
 impl World {
     /// A side may have come to be in doubt.
     pub(crate) fn call_operator(&mut self) {
-        let in_doubt = self.is_in_doubt(Side::Source) || self.is_in_doubt(Side::Destination);
+        let doubts = [Side::Source, Side::Destination].map(|side| self.is_in_doubt(side));
+        self.doubted = [self.doubted[0] || doubts[0], self.doubted[1] || doubts[1]];
+        let in_doubt = doubts.contains(&true);
         let looks = self.scenario.operator != Operator::Absent && self.looks < MOST_LOOKS;
         if in_doubt && looks && !self.operator_called {
             self.operator_called = true;

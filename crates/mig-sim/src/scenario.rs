@@ -118,19 +118,14 @@ impl Scenario {
             gap: random.within(1_000..5_000_000),
             read: random.within(1..50_000),
         };
-        let mishaps = if random.chance(30) { 0 } else { random.within(1..4) };
-        let mut verify = random.chance(40);
-        let mishaps: Vec<Mishap> = (0..mishaps).map(|_| Mishap::draw(random)).collect();
-        verify |= mishaps.iter().any(|m| matches!(m, Mishap::LosesPage { .. }));
+        let verify = random.chance(40);
         let arbitrated = random.chance(50);
-        let down = mishaps.iter().any(|m| matches!(m, Mishap::ArbiterDown { .. }));
         let operator = match random.within(0..3) {
             0 => Operator::Absent,
-            // an arbiter that cannot be asked leaves it to the operator
-            1 if arbitrated && !down => Operator::Careless,
+            1 if arbitrated => Operator::Careless,
             _ => Operator::Careful,
         };
-        Self {
+        let none_yet = Self {
             regions,
             pattern: random.one_of(&[Pattern::Uniform, Pattern::Hot, Pattern::Sequential, Pattern::Phases]),
             write_every: latency / random.within(1..20) + random.within(1_000..100_000),
@@ -163,13 +158,26 @@ impl Scenario {
             arbitrated,
             operator,
             restarts: random.chance(50),
-            mishaps,
+            mishaps: Vec::new(),
             mutant,
-        }
+        };
+        none_yet.with_other_mishaps(random)
+    }
+
+    /// The same again, with other things going wrong.
+    pub(crate) fn with_other_mishaps(&self, random: &mut Random) -> Self {
+        let mishaps = if random.chance(30) { 0 } else { random.within(1..4) };
+        let mishaps: Vec<Mishap> = (0..mishaps).map(|_| Mishap::draw(random)).collect();
+        let loses = mishaps.iter().any(|m| matches!(m, Mishap::LosesPage { .. }));
+        let down = mishaps.iter().any(|m| matches!(m, Mishap::ArbiterDown { .. }));
+        // an arbiter that cannot be asked leaves it to the operator
+        let careless = self.operator == Operator::Careless && down;
+        let operator = if careless { Operator::Careful } else { self.operator };
+        Self { mishaps, operator, verify: self.verify || loses, ..self.clone() }
     }
 
     /// The same again with nothing going wrong, and no stall that could end it.
-    pub(crate) fn without_mishaps(&self) -> Self {
+    pub(crate) fn quiet(&self) -> Self {
         let policy = Policy { on_stall: OnStall::StopAndCopy, ..self.policy.clone() };
         Self { mishaps: Vec::new(), policy, ..self.clone() }
     }

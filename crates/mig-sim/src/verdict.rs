@@ -69,7 +69,7 @@ pub enum DestinationEnd {
     Crashed,
 }
 
-/// How a run ended.
+/// How a run ended: its first attempt, and how many there were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Summary {
     /// The source's end.
@@ -80,6 +80,10 @@ pub struct Summary {
     pub alive: u32,
     /// Rounds sent.
     pub rounds: u32,
-    /// Whether the guest stayed and was then moved by a second attempt.
-    pub second_attempt: bool,
+    /// Whether the source was in doubt.
+    pub source_doubted: bool,
+    /// Whether the destination held a copy in doubt.
+    pub destination_doubted: bool,
+    /// Attempts to move the guest.
+    pub attempts: u32,
 }

@@ -30,6 +30,8 @@ pub(crate) struct Start {
     pub(crate) guest: Guest,
     pub(crate) random: Random,
     pub(crate) register: Option<Register>,
+    /// Copies that destinations of earlier attempts still hold, and the sessions that they are of.
+    pub(crate) held: Vec<(Destination, SessionId)>,
     /// Its number, from 1.
     pub(crate) attempt: u8,
 }
@@ -49,6 +51,9 @@ pub(crate) struct World {
     /// The name of this attempt.
     pub(crate) session: SessionId,
     pub(crate) register: Option<Register>,
+    held: Vec<(Destination, SessionId)>,
+    /// Whether the source, and the destination, was in doubt.
+    pub(crate) doubted: [bool; 2],
     /// Whether the operator is going to look, and how often he has.
     pub(crate) operator_called: bool,
     pub(crate) looks: u32,
@@ -57,7 +62,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(scenario: Scenario, start: Start, trace: bool) -> Self {
-        let Start { guest, mut random, mut register, attempt } = start;
+        let Start { guest, mut random, mut register, held, attempt } = start;
         let session = [attempt; 16];
         if let Some(register) = &mut register
             && !(attempt > 1 && scenario.is(Mutant::BeginSkipped))
@@ -74,6 +79,8 @@ impl World {
             queue: Queue::default(),
             session,
             register,
+            held,
+            doubted: [false; 2],
             operator_called: false,
             looks: 0,
             now,
@@ -187,9 +194,8 @@ impl World {
         }
     }
 
-    /// What a second attempt starts with, where there can be one: the guest, the arbiter's register, and the
-    /// copy that a destination may still hold.
-    pub(crate) fn guest_that_stayed(mut self) -> Option<(Start, Option<Destination>)> {
+    /// What another attempt starts with, where there can be one.
+    pub(crate) fn guest_that_stayed(mut self) -> Option<Start> {
         let report = self.source.report.as_ref()?;
         if report.outcome != OutcomeKind::StillHere || !self.guest.runs {
             return None;
@@ -197,34 +203,33 @@ impl World {
         self.guest.run_to(self.now);
         self.guest.old_dirty = Some(self.source.dirty);
         self.guest.restart_clock();
-        let start = Start {
+        let session = self.session;
+        self.held.extend(self.destination.machine.map(|machine| (machine, session)));
+        Some(Start {
             guest: self.guest,
             random: self.random,
             register: self.register,
-            attempt: self.session[0] + 1,
-        };
-        Some((start, self.destination.machine))
+            held: self.held,
+            attempt: session[0] + 1,
+        })
     }
 
-    /// A copy that an earlier attempt left somewhere, and a careless word there: whatever the arbiter says to
-    /// that, it does not run.
-    pub(crate) fn careless_word_at(
-        &mut self,
-        held: Destination,
-        session: SessionId,
-    ) -> Result<(), Violation> {
+    /// A word where an earlier attempt left its copy, by somebody who does not look: with an arbiter none of them
+    /// runs once another session was begun.
+    pub(crate) fn careless_words(&mut self) -> Result<(), Violation> {
         let now = self.clock(Side::Destination);
-        let (held, actions) = held.handle(now, DestinationEvent::Resolve(Word::Resume));
         let Some(register) = &mut self.register else { return Ok(()) };
-        let mut actions = actions;
-        if actions.iter().any(|action| matches!(action, Action::Claim)) {
-            let granted = register.claim(&session, Side::Destination);
-            let claim = if granted { Claim::Granted } else { Claim::Denied };
-            (_, actions) = held.handle(now, DestinationEvent::Claimed(claim));
+        for (held, session) in self.held.clone() {
+            let (held, mut actions) = held.handle(now, DestinationEvent::Resolve(Word::Resume));
+            if actions.iter().any(|action| matches!(action, Action::Claim)) {
+                let granted = register.claim(&session, Side::Destination);
+                let claim = if granted { Claim::Granted } else { Claim::Denied };
+                (_, actions) = held.handle(now, DestinationEvent::Claimed(claim));
+            }
+            if actions.iter().any(|action| matches!(action, Action::Resume(_))) {
+                return Err(Violation::TwoRunners { side: Side::Destination });
+            }
         }
-        match actions.into_iter().any(|action| matches!(action, Action::Resume(_))) {
-            true => Err(Violation::TwoRunners { side: Side::Destination }),
-            false => Ok(()),
-        }
+        Ok(())
     }
 }

@@ -17,8 +17,10 @@ impl World {
         let costs = self.scenario.costs;
         match action {
             Action::Send(message) => {
-                if let Message::RoundAck { .. } = message {
-                    self.destination.acknowledged_at = self.now;
+                match message {
+                    Message::RoundAck { .. } => self.destination.acknowledged_at = self.now,
+                    Message::Ready { .. } => self.destination.was_ready = true,
+                    _ => {}
                 }
                 self.say(TO_SOURCE, message)?;
             }

@@ -24,6 +24,10 @@ impl World {
             }
             return Ok(());
         }
+        if !self.destination.was_ready {
+            self.answers(number, self.unknown_session());
+            return Ok(());
+        }
         if self.destination.machine.is_some() && !self.scenario.is(Mutant::NeverWithoutRevoking) {
             self.destination.asker = Some(number);
             self.tell_destination(Event::Query)?;

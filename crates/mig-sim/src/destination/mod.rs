@@ -37,6 +37,8 @@ pub(crate) struct DestinationSide {
     pub(crate) ran: bool,
     /// A claim is on its way to the arbiter, or its answer back.
     pub(crate) claiming: bool,
+    /// The source was told Ready: from then on it may come to ask.
+    was_ready: bool,
     /// The question that is being answered.
     asker: Option<u64>,
     /// An operator said something while this side was in doubt.
@@ -72,6 +74,7 @@ impl DestinationSide {
             crashed: false,
             ran: false,
             claiming: false,
+            was_ready: false,
             asker: None,
             word: false,
             end: None,

@@ -18,6 +18,29 @@ fn holds(config: Config) {
     assert_eq!(verdict.broken, None, "{config:?}: {verdict}");
 }
 
+/// A world in which nothing happens is safe, too.
+#[test]
+fn every_pair_of_ends_that_can_be_is_there_and_no_other() {
+    let ends = check(&Config { operator: Operator::Truthful, ..PLAIN }).ends;
+    let expected = [
+        ("crashed", "crashed"),
+        ("crashed", "lost"),
+        ("crashed", "not-received"),
+        ("crashed", "running"),
+        ("discarded", "crashed"),
+        // an operator saw it run there
+        ("discarded", "running"),
+        ("moved", "crashed"),
+        ("moved", "running"),
+        ("still-here", "crashed"),
+        ("still-here", "lost"),
+        ("still-here", "not-received"),
+        // the source's resume failed, and an operator had the destination run its copy
+        ("still-here", "running"),
+    ];
+    assert_eq!(ends.into_iter().collect::<Vec<_>>(), expected);
+}
+
 fn found(mutant: Mutant, config: Config, property: Property) {
     let verdict = check(&Config { mutant: Some(mutant), ..config });
     println!("{mutant:?}: {verdict}");

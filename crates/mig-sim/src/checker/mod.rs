@@ -10,6 +10,7 @@ mod search;
 mod state;
 mod world;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use search::Graph;
@@ -113,6 +114,8 @@ pub struct Verdict {
     pub transitions: u64,
     /// The longest of the shortest ways to a state, in steps.
     pub depth: u32,
+    /// How the two sides ended together, in every state in which both had: `crashed` where they did.
+    pub ends: BTreeSet<(&'static str, &'static str)>,
     /// Different states of the two machines, and transitions of theirs.
     pub machines: (usize, usize),
     /// The shortest way to a state that breaks a property.
@@ -145,6 +148,7 @@ pub fn check(config: &Config) -> Verdict {
         states: graph.states().len(),
         transitions: graph.transitions,
         depth: graph.depth,
+        ends: graph.states().iter().filter_map(State::ends).collect(),
         machines: world.machines.seen(),
         broken,
     }

@@ -92,6 +92,11 @@ impl Host {
         self.machine.is_some() && self.link
     }
 
+    /// Its guest runs, for all to see.
+    pub(super) fn runs(&self) -> bool {
+        self.permit && !self.work.contains(Work::Resume)
+    }
+
     fn ends(&mut self) {
         self.machine = None;
         self.link = false;
@@ -177,6 +182,23 @@ impl State {
 
     pub(super) fn all_over(&self) -> bool {
         self.source.machine.is_none() && self.destination.machine.is_none()
+    }
+
+    /// How both sides ended, once they have.
+    pub(super) fn ends(&self) -> Option<(&'static str, &'static str)> {
+        if !self.all_over() {
+            return None;
+        }
+        let source = self.source_end.filter(|_| self.source.alive).map_or("crashed", OutcomeKind::name);
+        let destination = match self.destination_end.filter(|_| self.destination.alive) {
+            None => "crashed",
+            Some(DestinationEnd::Running) => "running",
+            Some(DestinationEnd::NotReceived) => "not-received",
+            // a copy that could not be started was tried again
+            Some(DestinationEnd::Lost) if self.destination.permit => "running",
+            Some(DestinationEnd::Lost) => "lost",
+        };
+        Some((source, destination))
     }
 
     pub(super) fn runners(&self) -> usize {

@@ -272,7 +272,7 @@ impl World {
             (Operator::Truthful, Word::Resume) => self.will_not_run(state, peer(side)),
             // what an arbiter gave to a side that died cannot be run any more
             (Operator::Truthful, Word::Discard) => {
-                state.host(peer(side)).permit || self.config.arbiter != Arbiter::None
+                state.host(peer(side)).runs() || self.config.arbiter != Arbiter::None
             }
         }
     }

@@ -114,6 +114,10 @@ impl World {
             (S::InDoubt, _) if careful && given != Some(Side::Destination) => {
                 stays(Side::Source, "there is an operator")
             }
+            // it asks for the copy that it left, unless that may be the only one that can be run
+            (S::StillHere, D::Held) if heard && !self.source.resume_failed => {
+                stays(Side::Destination, "its source asks for the copy")
+            }
             (_, D::Held) if careful && given != Some(Side::Source) => {
                 stays(Side::Destination, "there is an operator")
             }

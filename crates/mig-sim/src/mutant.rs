@@ -37,6 +37,8 @@ pub enum Mutant {
     DenialIgnored,
     /// The source does not begin its session with the arbiter.
     BeginSkipped,
+    /// A source that keeps its guest leaves its copy at the destination.
+    CopyNotRecalled,
     /// The destination drops a complete copy when its source goes without a word.
     HeldCopyDropped,
     /// The listener promises "never" for sessions that it does not know.

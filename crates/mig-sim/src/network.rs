@@ -162,7 +162,10 @@ impl World {
             _ => false,
         };
         if stalls {
-            self.network.stalled.push(what);
+            // a connection that was given up is not tried again; the last one may be
+            let stalled = &mut self.network.stalled;
+            stalled.retain(|other| std::mem::discriminant(other) != std::mem::discriminant(&what));
+            stalled.push(what);
             return None;
         }
         Some(what)

@@ -124,6 +124,11 @@ fn a_session_that_was_not_begun_with_the_arbiter_cannot_move() {
 }
 
 #[test]
+fn a_copy_that_nobody_asks_for_is_noticed() {
+    found(Mutant::CopyNotRecalled, |v| matches!(v, Violation::DoubtStays { side: Side::Destination, .. }));
+}
+
+#[test]
 fn dropping_a_complete_copy_because_the_source_is_silent_is_noticed() {
     found(Mutant::HeldCopyDropped, |v| matches!(v, Violation::CopyDropped(_)));
 }

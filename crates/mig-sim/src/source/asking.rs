@@ -1,4 +1,5 @@
-//! A source in doubt asks: each question on a connection of its own, with patience of its own.
+//! A source in doubt asks, each question on a connection of its own, with patience of its own; and so does one
+//! that has ended with its guest, for the copy that it left at the destination.
 
 use std::time::Duration;
 
@@ -17,8 +18,26 @@ use crate::world::World;
 
 /// Nobody watches longer than so many questions: with their waits they outlast every outage that ends.
 const MOST_QUESTIONS: u64 = 30;
+/// Nanoseconds before a copy is asked for, again.
+const RECALL_WAIT: u64 = 250_000_000;
 
 impl World {
+    /// The guest stays, and a copy of it may wait to be asked for: nobody waits for that, here.
+    pub(super) fn recall(&mut self) {
+        self.source.recalling = !self.scenario.is(Mutant::CopyNotRecalled);
+        // what the machine asked before has an end with it
+        self.source.question = None;
+        self.recalls_again();
+    }
+
+    fn recalls_again(&mut self) {
+        if self.source.recalling && self.source.questions <= MOST_QUESTIONS {
+            self.source.questions += 1;
+            self.source.question = Some(self.source.questions);
+            self.after(RECALL_WAIT, Happening::Asks(self.source.questions));
+        }
+    }
+
     /// The machine wants to ask, in a while.
     pub(super) fn query(&mut self, after: Duration) -> Result<(), Violation> {
         if self.source.question.is_some() {
@@ -35,12 +54,15 @@ impl World {
 
     /// It asks, and waits so long.
     pub(crate) fn asks(&mut self, number: u64) -> Result<(), Violation> {
-        let Some(machine) = &self.source.machine else { return Ok(()) };
-        let query = Query { session: machine.session(), secret: machine.secret() };
-        if (query.session, query.secret) != (self.session, SECRET) {
-            return Err(Violation::Wire(format!("asks with {query:?}")));
+        if let Some(machine) = &self.source.machine {
+            let query = Query { session: machine.session(), secret: machine.secret() };
+            if (query.session, query.secret) != (self.session, SECRET) {
+                return Err(Violation::Wire(format!("asks with {query:?}")));
+            }
+            through_the_wire(&Message::Query(query), 0)?;
+        } else if !self.source.recalling {
+            return Ok(());
         }
-        through_the_wire(&Message::Query(query), 0)?;
         let way = self.way();
         self.after(way, Happening::Asked(number));
         self.after(PATIENCE, Happening::Unanswered(number));
@@ -60,6 +82,11 @@ impl World {
             return Ok(());
         }
         self.source.question = None;
+        if self.source.recalling {
+            self.source.recalling = fate == Fate::Unknown;
+            self.recalls_again();
+            return Ok(());
+        }
         let mutated = fate == Fate::Unknown && self.scenario.is(Mutant::UnknownTakenForNever);
         self.tell_source(Event::Answered(if mutated { Fate::Never } else { fate }))
     }
@@ -69,6 +96,10 @@ impl World {
             return Ok(());
         }
         self.source.question = None;
+        if self.source.recalling {
+            self.recalls_again();
+            return Ok(());
+        }
         if self.scenario.is(Mutant::SilenceTakenForNever) {
             return self.tell_source(Event::Answered(Fate::Never));
         }

@@ -50,6 +50,8 @@ pub(crate) struct SourceSide {
     /// The question that is on its way, and how many there were.
     question: Option<u64>,
     questions: u64,
+    /// It has ended, and asks for the copy that it left.
+    recalling: bool,
     /// An operator said something while this side was in doubt.
     pub(crate) word: bool,
     pub(crate) report: Option<Report>,
@@ -104,6 +106,7 @@ impl SourceSide {
             claiming: false,
             question: None,
             questions: 0,
+            recalling: false,
             word: false,
             report: None,
             pause_ordered_at: 0,
@@ -148,9 +151,11 @@ impl World {
             if self.source.report.is_none() {
                 return Err(Violation::Ends("the source's machine ended without an end".into()));
             }
-            self.source.machine = None;
-            self.source.epoch += 1;
             self.send(TO_DESTINATION, Cargo::Closed);
+            if self.source.machine.take().is_some_and(|machine| machine.left_a_copy()) {
+                self.recall();
+            }
+            self.source.epoch += 1;
         }
         self.call_operator();
         self.strike_where_due(Side::Source);

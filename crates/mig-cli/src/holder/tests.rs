@@ -178,7 +178,7 @@ fn a_guest_that_stays_can_be_moved_again_and_one_that_moved_ends_the_holder() {
     assert_eq!(not_moved.failure.step, "connect");
     assert_eq!(stage.state(), "running");
     stage.migrate(Ending::Moved).unwrap();
-    assert_eq!(stage.holder.wait_ended(), End::Moved);
+    assert_eq!(stage.holder.wait_ended_for(PATIENCE), Some(End::Moved));
     assert!(stage.holder.quit().is_err() && stage.holder.resume().is_err());
     assert_eq!(stage.seen(), Vec::<&str>::new());
 }
@@ -206,7 +206,7 @@ fn a_guest_in_doubt_is_resumed_or_dropped_on_the_operators_word_only() {
         stage.holder.interrupt();
         assert!(migration.join().unwrap().is_err());
     });
-    assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: true });
+    assert_eq!(stage.holder.wait_ended_for(PATIENCE), Some(End::Quit { in_doubt: true }));
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn a_quit_that_comes_before_the_doubt_does_not_drop_the_guest() {
         stage.holder.quit().unwrap();
         assert!(migration.join().unwrap());
     });
-    assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: true });
+    assert_eq!(stage.holder.wait_ended_for(PATIENCE), Some(End::Quit { in_doubt: true }));
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn a_copy_in_doubt_is_discarded_on_a_word_and_another_guest_awaited() {
     }
     assert_eq!(control.word(), Some(Word::Discard));
     holder.not_received();
-    assert_eq!(holder.wait_ended(), End::Quit { in_doubt: true });
+    assert_eq!(holder.wait_ended_for(PATIENCE), Some(End::Quit { in_doubt: true }));
     assert!(seen.lock().unwrap().is_empty());
 }
 
@@ -334,7 +334,7 @@ fn a_copy_that_could_not_be_started_is_held_and_resolved_like_one_in_doubt() {
             Word::Resume => {
                 assert_eq!((state.as_str(), seen.lock().unwrap().as_slice()), ("running", &["resume"][..]))
             }
-            Word::Discard => assert_eq!(holder.wait_ended(), End::Quit { in_doubt: true }),
+            Word::Discard => assert_eq!(holder.wait_ended_for(PATIENCE), Some(End::Quit { in_doubt: true })),
         }
     }
 }
@@ -351,7 +351,7 @@ fn ctrl_c_cancels_first_and_ends_then() {
     });
     assert_eq!(stage.state(), "running", "the guest stays");
     assert_eq!(stage.holder.interrupt(), Interrupted::Handled);
-    assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: false });
+    assert_eq!(stage.holder.wait_ended_for(PATIENCE), Some(End::Quit { in_doubt: false }));
     assert_eq!(stage.seen(), ["end"]);
     assert_eq!(stage.holder.interrupt(), Interrupted::Ended);
 }
@@ -365,7 +365,7 @@ fn a_quit_during_a_migration_cancels_it_and_ends_the_guest_that_stayed() {
         stage.holder.quit().unwrap();
         assert!(migration.join().unwrap().is_err());
     });
-    assert_eq!(stage.holder.wait_ended(), End::Quit { in_doubt: false });
+    assert_eq!(stage.holder.wait_ended_for(PATIENCE), Some(End::Quit { in_doubt: false }));
     assert_eq!(stage.seen(), ["end"]);
 }
 
@@ -419,7 +419,7 @@ fn a_guest_that_ends_by_itself_ends_the_holder() {
     let stage = Stage::running();
     stage.over.store(true, Ordering::SeqCst);
     stage.holder.watch_guest();
-    assert!(matches!(stage.holder.wait_ended(), End::Guest(GuestEnd { good: true, .. })));
+    assert!(matches!(stage.holder.wait_ended_for(PATIENCE), Some(End::Guest(GuestEnd { good: true, .. }))));
     assert_eq!(stage.seen(), ["end"]);
 }
 
@@ -429,7 +429,7 @@ fn a_guest_that_ended_while_it_was_to_move_is_not_said_to_go_on() {
     stage.over.store(true, Ordering::SeqCst);
     stage.migrate(Ending::StillHere).unwrap_err();
     assert_eq!(stage.state(), "ended");
-    assert!(matches!(stage.holder.wait_ended(), End::Guest(GuestEnd { good: true, .. })));
+    assert!(matches!(stage.holder.wait_ended_for(PATIENCE), Some(End::Guest(GuestEnd { good: true, .. }))));
     assert_eq!(stage.seen(), ["end"]);
 }
 

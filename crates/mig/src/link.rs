@@ -117,7 +117,7 @@ pub(crate) enum LinkEvent {
 
 /// The control channel's sending half and its liveness.
 pub(crate) struct Link {
-    stream: Stream,
+    stream: Arc<Stream>,
     session: u64,
     outbox: Arc<Outbox>,
     clock: Instant,
@@ -130,19 +130,10 @@ pub(crate) struct Link {
 impl Link {
     /// A link over `stream`, on which `sent` messages went out before.
     pub(crate) fn new(stream: Stream, session: u64, sent: u64) -> Self {
-        let outbox = Arc::new(Outbox::new(session, sent));
-        match stream.try_clone() {
-            Ok(stream) => {
-                let outbox = outbox.clone();
-                std::thread::spawn(move || outbox.write_to(&stream));
-            }
-            // nothing can be said: the reading thread finds the end
-            Err(error) => {
-                tracing::warn!(%error, "the connection cannot be written to");
-                outbox.close();
-                stream.close();
-            }
-        }
+        let stream = Arc::new(stream);
+        let outbox = Arc::new(Outbox::new(stream.clone(), session, sent));
+        let writing = outbox.clone();
+        std::thread::spawn(move || writing.write());
         let (silent_ms, ping_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { stream, session, outbox, clock: Instant::now(), silent_ms, ping_bytes }
     }

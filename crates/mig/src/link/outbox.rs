@@ -1,11 +1,12 @@
-//! What is to be said on the control channel, in its order, written by a thread of its own: whoever has
-//! something to say never waits for a peer that does not listen.
+//! What is to be said on the control channel, in its order: whoever has something to say never waits for a peer
+//! that does not listen. What the socket has room for is written at once, since a thread that must wake first
+//! is time in the pause; the rest, and all that is said meanwhile, by a thread of its own.
 //!
 //! Bounded all the same: a writer of many messages waits for room, the answer to a ping is dropped where there
 //! is none, and a coordinator says a handful of messages in a migration.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mig_wire::{Message, WireError};
@@ -18,6 +19,7 @@ const ROOM_BYTES: usize = 1 << 20;
 /// The queue, and what has become of it.
 pub(super) struct Outbox {
     session: u64,
+    stream: Arc<Stream>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -34,7 +36,7 @@ struct State {
 
 impl Outbox {
     /// A queue for a stream on which `sent` messages went out before.
-    pub(super) fn new(session: u64, sent: u64) -> Self {
+    pub(super) fn new(stream: Arc<Stream>, session: u64, sent: u64) -> Self {
         let state = State {
             frames: VecDeque::new(),
             queued_bytes: 0,
@@ -42,12 +44,12 @@ impl Outbox {
             finishing: false,
             closed: false,
         };
-        Self { session, state: Mutex::new(state), changed: Condvar::new() }
+        Self { session, stream, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Queues a message at once. One that cannot be said any more is dropped: the reading thread knows.
     pub(super) fn push(&self, message: &Message) -> Result<(), WireError> {
-        self.state().push(message, self.session)?;
+        self.state().push(message, self.session, &self.stream)?;
         self.changed.notify_all();
         Ok(())
     }
@@ -56,7 +58,7 @@ impl Outbox {
     pub(super) fn push_patiently(&self, message: &Message) -> Result<(), WireError> {
         let full = |state: &mut State| state.queued_bytes > ROOM_BYTES && !state.closed;
         let mut state = self.changed.wait_while(self.state(), full).unwrap_or_else(PoisonError::into_inner);
-        state.push(message, self.session)?;
+        state.push(message, self.session, &self.stream)?;
         drop(state);
         self.changed.notify_all();
         Ok(())
@@ -66,7 +68,7 @@ impl Outbox {
     pub(super) fn push_if_room(&self, message: &Message) -> Result<(), WireError> {
         let mut state = self.state();
         if state.queued_bytes <= ROOM_BYTES {
-            state.push(message, self.session)?;
+            state.push(message, self.session, &self.stream)?;
         }
         drop(state);
         self.changed.notify_all();
@@ -101,17 +103,17 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Writes to `stream` until it is finished, closed, or the stream fails; then the peer reads the end. That
+    /// Writes what is queued until it is finished, closed, or the stream fails; then the peer reads the end. That
     /// it failed is left to the thread that reads it, which first hands on what the peer still said.
-    pub(super) fn write_to(&self, stream: &Stream) {
+    pub(super) fn write(&self) {
         while let Some(frame) = self.next() {
-            if stream.write_all(&frame).is_err() {
+            if self.stream.write_all(&frame).is_err() {
                 self.close();
                 break;
             }
             self.written(frame.len());
         }
-        stream.finish_writing();
+        self.stream.finish_writing();
     }
 
     fn next(&self) -> Option<Vec<u8>> {
@@ -133,14 +135,22 @@ impl Outbox {
 }
 
 impl State {
-    fn push(&mut self, message: &Message, session: u64) -> Result<(), WireError> {
+    fn push(&mut self, message: &Message, session: u64, stream: &Stream) -> Result<(), WireError> {
         if self.finishing || self.closed {
             return Ok(());
         }
-        let frame = message.encode(self.next_sequence, session)?;
+        let mut frame = message.encode(self.next_sequence, session)?;
         self.next_sequence += 1;
-        self.queued_bytes += frame.len();
-        self.frames.push_back(frame);
+        // with nothing queued nothing is being written either
+        if self.queued_bytes == 0 {
+            // whatever kept the rest, the thread that writes it finds out
+            let written = stream.write_now(&frame).unwrap_or(0);
+            frame.drain(..written);
+        }
+        if !frame.is_empty() {
+            self.queued_bytes += frame.len();
+            self.frames.push_back(frame);
+        }
         Ok(())
     }
 }

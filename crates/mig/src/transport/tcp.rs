@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use mig_core::bitmap::PageRun;
 use mig_core::{Blame, Fault, Side, Step};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{self, MsgFlags};
 
 use super::{Address, vectored};
 use crate::memory::Pages;
@@ -102,6 +103,14 @@ impl Stream {
             }
         }
         Ok(())
+    }
+
+    /// Writes what there is room for, without waiting; how much that was.
+    pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let count = socket::send(self.socket.as_raw_fd(), bytes, flags)?;
+        self.traffic.written.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 
     /// Bytes that were read so far.

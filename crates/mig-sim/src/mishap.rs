@@ -34,6 +34,8 @@ pub enum Blow {
     Silence,
     /// Its peer says something senseless.
     Nonsense,
+    /// A question with the session's secret arrives, although its source is not in doubt.
+    StrayQuestion,
     /// An operator says something at the wrong moment.
     Word(Word),
     /// The network is cut; this side hears nothing more, and the other neither unless it is half open.
@@ -127,6 +129,7 @@ impl Blow {
             Self::Cancel,
             Self::Silence,
             Self::Nonsense,
+            Self::StrayQuestion,
             Self::Word(Word::Resume),
             Self::Word(Word::Discard),
             Self::Cut { half_open, heals_after },
@@ -147,16 +150,16 @@ impl Mishap {
     pub(crate) fn draw(random: &mut Random) -> Self {
         let side = random.one_of(&[Side::Source, Side::Destination]);
         match random.within(0..100) {
-            0..35 => Self::draw_cut(random),
-            35..70 => Self::Strike {
+            0..32 => Self::draw_cut(random),
+            32..68 => Self::Strike {
                 side,
                 // the switchover is short, and most of what matters
                 step: if random.chance(50) { random.within(10..15) } else { random.within(0..15) } as usize,
                 after: random.one_of(&[1, 1_000, 100_000, 1_000_000]) * random.within(1..5),
                 blow: Blow::draw(random),
             },
-            70..77 => Self::CrashAfter { side, actions: random.within(0..30) },
-            77..95 => {
+            68..75 => Self::CrashAfter { side, actions: random.within(0..30) },
+            75..91 => {
                 use Work as W;
                 let source = [
                     W::Attach,
@@ -175,8 +178,8 @@ impl Mishap {
                 let work = if locate { W::Locate } else { random.one_of(works) };
                 Self::Fails { side, work, after: if random.chance(70) { 0 } else { random.within(1..9) } }
             }
-            95..97 => Self::LosesPage { after: random.within(0..60) },
-            97 => Self::LosesQuestion { after: random.within(0..4) },
+            91..94 => Self::LosesPage { after: random.within(0..60) },
+            94..96 => Self::LosesQuestion { after: random.within(0..4) },
             _ => Self::ArbiterDown {
                 after: random.within(0..3),
                 times: random.one_of(&[1, 2, 5, 1000]),

@@ -11,6 +11,8 @@ pub enum Mutant {
     RunsOnceLoaded,
     /// The destination gives the guest up, and then still takes a Commit that was on its way.
     LateCommitTaken,
+    /// The destination answers "never", and then still takes a Commit that was on its way.
+    CommitTakenAfterNever,
     /// Pages are sent without being watched again.
     RearmSkipped,
     /// Pages are read, and watched again only then.

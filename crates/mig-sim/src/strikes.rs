@@ -77,6 +77,8 @@ impl World {
                 let message = said.into_iter().nth(at).expect("one of three");
                 self.tell_destination(DestinationEvent::Message(message))
             }
+            // the answer is nobody's
+            (Blow::StrayQuestion, _) => self.asked(0),
             (Blow::Word(word), _) => {
                 // in doubt only who does not care says it
                 let careless = self.scenario.operator == Operator::Careless && word == Word::Resume;

@@ -157,9 +157,10 @@ impl World {
     fn busy_for(&self, what: &Happening) -> u64 {
         let side = match what {
             Happening::Source(_) | Happening::Arrives(TO_SOURCE) => Side::Source,
-            Happening::Destination(_) | Happening::Arrives(TO_DESTINATION) | Happening::Asked(_) => {
-                Side::Destination
-            }
+            Happening::Destination(_)
+            | Happening::Arrives(TO_DESTINATION)
+            | Happening::Asked(_)
+            | Happening::Struck(_, Blow::StrayQuestion) => Side::Destination,
             Happening::Struck(side, Blow::Cancel | Blow::Silence | Blow::Nonsense | Blow::Word(_)) => *side,
             _ => return 0,
         };

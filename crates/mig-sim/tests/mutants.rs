@@ -50,6 +50,11 @@ fn taking_a_late_commit_after_giving_up_makes_two_runners() {
 }
 
 #[test]
+fn taking_a_late_commit_after_answering_never_makes_two_runners() {
+    found(Mutant::CommitTakenAfterNever, two_runners);
+}
+
+#[test]
 fn sending_pages_without_watching_them_again_loses_writes() {
     found(Mutant::RearmSkipped, memory_differs);
 }

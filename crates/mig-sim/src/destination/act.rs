@@ -3,6 +3,7 @@
 use mig_core::destination::{Action, Event};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
+use mig_wire::frame::Fate;
 use mig_wire::section::Section;
 
 use crate::arbiter::Register;
@@ -35,6 +36,7 @@ impl World {
                 self.claim(Side::Destination)?;
             }
             Action::Answer(fate) => {
+                self.destination.promised |= fate == Fate::Never;
                 if let Some(number) = self.destination.asker.take() {
                     self.answers(number, fate);
                 }

@@ -39,6 +39,8 @@ pub(crate) struct DestinationSide {
     pub(crate) claiming: bool,
     /// The source was told Ready: from then on it may come to ask.
     was_ready: bool,
+    /// It has answered "never".
+    promised: bool,
     /// The question that is being answered.
     asker: Option<u64>,
     /// An operator said something while this side was in doubt.
@@ -75,6 +77,7 @@ impl DestinationSide {
             ran: false,
             claiming: false,
             was_ready: false,
+            promised: false,
             asker: None,
             word: false,
             end: None,
@@ -93,7 +96,9 @@ impl DestinationSide {
 impl World {
     pub(crate) fn destination_hears(&mut self, message: Message) -> Result<(), Violation> {
         let gave_up = matches!(self.destination.end, Some(End::NotReceived(_)));
-        if message == Message::Commit && gave_up && self.scenario.is(Mutant::LateCommitTaken) {
+        let taken = gave_up && self.scenario.is(Mutant::LateCommitTaken)
+            || self.destination.promised && self.scenario.is(Mutant::CommitTakenAfterNever);
+        if message == Message::Commit && taken {
             return self.permits.taken_over(false, false);
         }
         self.tell_destination(Event::Message(message))

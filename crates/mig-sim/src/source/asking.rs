@@ -18,6 +18,8 @@ use crate::world::World;
 
 /// Nobody watches longer than so many questions: with their waits they outlast every outage that ends.
 const MOST_QUESTIONS: u64 = 30;
+/// A copy that its destination does not know of is not asked for more often: it is never going to be ready.
+const MOST_UNKNOWN: u32 = 5;
 /// Nanoseconds before a copy is asked for, again.
 const RECALL_WAIT: u64 = 250_000_000;
 
@@ -83,7 +85,8 @@ impl World {
         }
         self.source.question = None;
         if self.source.recalling {
-            self.source.recalling = fate == Fate::Unknown;
+            self.source.unknown_there += 1;
+            self.source.recalling = fate == Fate::Unknown && self.source.unknown_there < MOST_UNKNOWN;
             self.recalls_again();
             return Ok(());
         }

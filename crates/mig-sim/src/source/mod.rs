@@ -52,6 +52,7 @@ pub(crate) struct SourceSide {
     questions: u64,
     /// It has ended, and asks for the copy that it left.
     recalling: bool,
+    unknown_there: u32,
     /// An operator said something while this side was in doubt.
     pub(crate) word: bool,
     pub(crate) report: Option<Report>,
@@ -107,6 +108,7 @@ impl SourceSide {
             question: None,
             questions: 0,
             recalling: false,
+            unknown_there: 0,
             word: false,
             report: None,
             pause_ordered_at: 0,

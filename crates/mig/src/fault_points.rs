@@ -27,8 +27,8 @@ const HOLD_INTERVAL: Duration = Duration::from_millis(2);
 macro_rules! points {
     ($($(#[$when:meta])* $point:ident = $name:literal,)*) => {
         /// A point. Those of the source are in the order in which a migration reaches them, and so are those
-        /// of the destination.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        /// of the destination; the last of each are reached in doubt only.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Point { $($(#[$when])* $point,)* }
 
         impl Point {
@@ -86,6 +86,10 @@ points! {
     SourceRunningHeard = "source.running-heard",
     /// What the guest felt came.
     SourceGapHeard = "source.gap-heard",
+    /// In doubt; a question is about to be asked.
+    SourceAsking = "source.asking",
+    /// A question was answered.
+    SourceAnswered = "source.answered",
 
     /// Hello came.
     DestinationHelloHeard = "destination.hello-heard",
@@ -121,6 +125,14 @@ points! {
     DestinationRunningSent = "destination.running-sent",
     /// What the guest felt was sent.
     DestinationGapSent = "destination.gap-sent",
+    /// In doubt: the copy is complete, and the source is gone.
+    DestinationInDoubt = "destination.in-doubt",
+    /// The source asks.
+    DestinationAsked = "destination.asked",
+    /// It is decided what to answer: if Never, the guest is given up.
+    DestinationAnswering = "destination.answering",
+    /// The source was answered.
+    DestinationAnswered = "destination.answered",
 }
 
 impl FromStr for Point {

@@ -1,45 +1,79 @@
 //! Every named fault point of a migration between real programs, and every fault there. After each, guests are
 //! counted by their heartbeats: never two, and one wherever the design says so.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, unreachable_pub)]
 
+mod census;
+mod crowd;
+mod cuts;
+mod ending;
+mod frozen;
+mod hosts;
+mod killed;
+mod pair;
 #[path = "../support/mod.rs"]
 mod support;
-
-use std::path::Path;
+mod table;
 
 use mig::fault_points::Point;
+use pair::{Pair, Side, always_reached};
 use serde_json::Value;
-use support::{Program, kvm_is_there, mig_recv, mig_send};
-
-/// The points in `trace`, each once, in the order of the table.
-fn reached(trace: &Path) -> Vec<Point> {
-    let text = std::fs::read_to_string(trace).unwrap_or_default();
-    let reached: Vec<Point> = text.lines().map(|name| name.parse().expect("a point's name")).collect();
-    Point::ALL.iter().copied().filter(|p| reached.contains(p)).collect()
-}
+use support::{kvm_is_there, mig_recv, mig_send};
 
 #[test]
 fn a_migration_reaches_every_point() {
     if !kvm_is_there() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
-    let [send_trace, recv_trace] = ["send", "recv"].map(|side| directory.path().join(side));
-    let mut command = mig_recv();
-    command.args(["--listen", "tcp:127.0.0.1:0", "--console", "none"]).env("MIG_FAULT_TRACE", &recv_trace);
-    let receiver = Program::start(command, &directory.path().join("recv.sock"));
-    let address = receiver.event("listening")["addr"].as_str().unwrap().to_owned();
-    let mut command = mig_send();
-    command.args(["--guest", "idle", "--memory", "64MiB", "--to", &address, "--after", "10ms"]);
-    command.env("MIG_FAULT_TRACE", &send_trace);
-    let sender = Program::start(command, &directory.path().join("send.sock"));
-    assert_eq!(sender.event("report")["outcome"], "moved");
-    receiver.event("running");
+    let mut pair = Pair::start(&[], None);
+    pair.settle(Side::Source, &[pair::Whereabouts::Moved]);
+    pair.settle(Side::Destination, &[pair::Whereabouts::Runs]);
     let (source, destination): (Vec<Point>, Vec<Point>) =
-        Point::ALL.iter().partition(|p| p.name().starts_with("source."));
-    assert_eq!((reached(&send_trace), reached(&recv_trace)), (source, destination));
-    receiver.quit();
+        always_reached().into_iter().partition(|p| Side::of(*p) == Side::Source);
+    assert_eq!(Side::BOTH.map(|s| pair.reached(s)), [source, destination]);
+    pair.assert_never_two();
+}
+
+#[test]
+fn whichever_side_is_killed_at_whichever_point_at_most_one_guest_runs_and_none_is_lost_with_the_other() {
+    if kvm_is_there() {
+        killed::at_every_point();
+    }
+}
+
+#[test]
+fn a_side_that_dies_in_a_rush_leaves_at_most_one_guest() {
+    if kvm_is_there() {
+        killed::by_its_own_hand_at_every_point();
+    }
+}
+
+#[test]
+fn however_the_link_is_cut_and_healed_exactly_one_guest_runs_in_the_end() {
+    if kvm_is_there() && hosts::are_there() {
+        cuts::at_every_point();
+    }
+}
+
+#[test]
+fn whoever_is_killed_in_doubt_the_other_side_asks_on_or_keeps_its_copy() {
+    if kvm_is_there() && hosts::are_there() {
+        cuts::and_one_side_killed_in_doubt();
+    }
+}
+
+#[test]
+fn an_answer_that_is_lost_is_asked_for_again() {
+    if kvm_is_there() && hosts::are_there() {
+        cuts::again_in_doubt();
+    }
+}
+
+#[test]
+fn a_side_that_hangs_and_comes_back_makes_no_second_guest() {
+    if kvm_is_there() {
+        frozen::at_every_point();
+    }
 }
 
 #[test]

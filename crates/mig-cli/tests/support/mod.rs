@@ -103,6 +103,16 @@ impl Program {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next event, if one has come.
+    pub fn try_event(&self) -> Option<Value> {
+        self.events.try_recv().ok()
+    }
+
     /// Waits for its end; gives the exit status and what it wrote to stderr.
     pub fn end(mut self) -> (ExitStatus, String) {
         let deadline = Instant::now() + PATIENCE;

@@ -444,6 +444,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             Action::Answer(fate) => {
                 if let Some(asker) = self.asker.take() {
                     tell(&asker, &self.session, fate);
+                    reach!(DestinationAnswered);
                 }
                 None
             }

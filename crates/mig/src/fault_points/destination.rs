@@ -1,6 +1,7 @@
 //! Which fault points the destination's driver reaches, by what its machine hears and asks for.
 
 use mig_core::destination::{Action, Event};
+use mig_core::progress::Progress;
 use mig_wire::Message;
 
 use super::Point;
@@ -16,6 +17,7 @@ pub(crate) fn heard(event: &Event) -> Option<Point> {
         Event::Attached => Some(Point::DestinationAttached),
         Event::Loaded => Some(Point::DestinationLoaded),
         Event::Resumed => Some(Point::DestinationResumed),
+        Event::Query => Some(Point::DestinationAsked),
         _ => None,
     }
 }
@@ -25,6 +27,8 @@ pub(crate) fn before(action: &Action) -> Option<Point> {
     match action {
         Action::Load(_) => Some(Point::DestinationLoading),
         Action::Resume(_) => Some(Point::DestinationResuming),
+        Action::Tell(Progress::InDoubt { .. }) => Some(Point::DestinationInDoubt),
+        Action::Answer(_) => Some(Point::DestinationAnswering),
         _ => None,
     }
 }

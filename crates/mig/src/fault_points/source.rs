@@ -25,13 +25,18 @@ pub(crate) fn heard(event: &Event, step: Step) -> Option<Point> {
         Event::Synced { .. } if step == Step::LastSync => Some(Point::SourceLastSync),
         Event::Paused => Some(Point::SourcePaused),
         Event::Saved => Some(Point::SourceSaved),
+        Event::Answered(_) => Some(Point::SourceAnswered),
         _ => None,
     }
 }
 
 /// The point of an action that is about to be performed.
 pub(crate) fn before(action: &Action) -> Option<Point> {
-    matches!(action, Action::Commit(_)).then_some(Point::SourceCommitting)
+    match action {
+        Action::Commit(_) => Some(Point::SourceCommitting),
+        Action::Query { .. } => Some(Point::SourceAsking),
+        _ => None,
+    }
 }
 
 /// The point of a message that was handed to the link.

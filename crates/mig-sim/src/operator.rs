@@ -70,7 +70,7 @@ impl World {
     /// Whether the guest does not run at a side, and never will.
     fn never_again(&self, side: Side) -> bool {
         match side {
-            Side::Source => self.source.crashed,
+            Side::Source => self.source.crashed || self.source.resume_failed,
             Side::Destination => self.destination.crashed || self.destination.machine.is_none(),
         }
     }

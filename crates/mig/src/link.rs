@@ -98,10 +98,20 @@ pub(crate) fn read_header(stream: &Stream) -> Result<Option<Header>, ReadError> 
 /// Reads a message: the bytes allocated for it are bounded by its kind.
 pub(crate) fn read_message(stream: &Stream) -> Result<(Header, Message), ReadError> {
     let header = read_header(stream)?.ok_or(ReadError::Closed)?;
+    let message = read_body(stream, &header)?;
+    Ok((header, message))
+}
+
+fn read_body(stream: &Stream, header: &Header) -> Result<Message, ReadError> {
     let mut body = vec![0; header.body_bytes()];
     stream.read_exact(&mut body).map_err(ReadError::from)?;
-    let message = Message::decode(&header, &body).map_err(ReadError::Wire)?;
-    Ok((header, message))
+    Message::decode(header, &body).map_err(ReadError::Wire)
+}
+
+/// Whether a peer may send more than one message of a kind. All others come once, which also bounds what waits
+/// for a coordinator that is busy: one State, one Describe, and small ones.
+fn may_repeat(kind: Kind) -> bool {
+    matches!(kind, Kind::RoundAck | Kind::Digests | Kind::Ping | Kind::Pong)
 }
 
 /// Something from the control channel.
@@ -155,9 +165,9 @@ impl Link {
     /// Reads until the channel ends, giving everything to `sink`; the last event is [`LinkEvent::Lost`].
     /// `received` messages came in before.
     pub(crate) fn read_all(&self, received: u64, mut sink: impl FnMut(LinkEvent)) {
-        let mut expected = received;
+        let (mut expected, mut seen) = (received, Vec::new());
         loop {
-            match self.read_one(expected) {
+            match self.read_one(expected, &mut seen) {
                 Ok(event) => event.into_iter().for_each(&mut sink),
                 Err(error) => return sink(LinkEvent::Lost(error)),
             }
@@ -165,14 +175,22 @@ impl Link {
         }
     }
 
-    fn read_one(&self, expected: u64) -> Result<Option<LinkEvent>, ReadError> {
-        let (header, message) = read_message(&self.stream)?;
+    /// `seen` are the kinds that came before, of those that come once.
+    fn read_one(&self, expected: u64, seen: &mut Vec<Kind>) -> Result<Option<LinkEvent>, ReadError> {
+        let header = read_header(&self.stream)?.ok_or(ReadError::Closed)?;
         if header.session != self.session {
             return Err(ReadError::Order("another session"));
         }
         if header.sequence != expected {
             return Err(ReadError::Order("a message is missing"));
         }
+        if !may_repeat(header.kind) {
+            if seen.contains(&header.kind) {
+                return Err(ReadError::Order("a message that comes once came twice"));
+            }
+            seen.push(header.kind);
+        }
+        let message = read_body(&self.stream, &header)?;
         if matches!(header.kind, Kind::Ping | Kind::Pong) {
             let bytes = (HEADER_BYTES + header.body_bytes()) as u64;
             self.ping_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -344,6 +362,27 @@ mod tests {
             }
         });
         assert_eq!(watched(&link, SILENCE_DEADLINE + Duration::from_secs(2)), None);
+    }
+
+    #[test]
+    fn a_peer_that_repeats_what_comes_once_is_no_peer_and_fills_no_memory() {
+        let (_listener, link, theirs) = connected();
+        let state = Message::State { round: 0, sections: Vec::new() };
+        for (sequence, message) in (0u64..).zip([&Message::Digests { first_chunk: 0, digests: vec![1] }; 3]) {
+            theirs.write_all(&message.encode(sequence, 7).unwrap()).unwrap();
+        }
+        for sequence in 3..5 {
+            theirs.write_all(&state.encode(sequence, 7).unwrap()).unwrap();
+        }
+        theirs.finish_writing();
+        let mut heard = Vec::new();
+        link.read_all(0, |event| heard.push(event));
+        let [.., LinkEvent::Message(Message::State { .. }), LinkEvent::Lost(ReadError::Order(_))] =
+            &heard[..]
+        else {
+            panic!("{heard:?}")
+        };
+        assert_eq!(heard.len(), 5);
     }
 
     #[test]

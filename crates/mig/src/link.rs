@@ -25,6 +25,10 @@ use crate::transport::Stream;
 /// A peer that says nothing for so long is gone. Noticed within [`LOOK_INTERVAL`] of it, and heard at most
 /// [`PING_INTERVAL`] before it froze: 4 to 5 s from then, on a machine that finds time for this thread.
 pub(crate) const SILENCE_DEADLINE: Duration = Duration::from_millis(4500);
+/// How long the last word may take to the peer's host.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a peer may take to close whose host has the last word: what it has is not lost to a reset any more.
+const CLOSES: Duration = Duration::from_millis(250);
 /// How often it is asked whether something came.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const PING_INTERVAL: Duration = Duration::from_millis(500);
@@ -269,8 +273,22 @@ impl Link {
         self.outbox.finish();
     }
 
+    /// Says no more and ends it so that the last word arrives: when the peer has ended it too, or has had the
+    /// time to. `ended` waits so long for its end and says whether that has come.
+    pub(crate) fn part(&self, mut ended: impl FnMut(Duration) -> bool) {
+        self.finish();
+        let began = Instant::now();
+        let waits = || match began.elapsed() {
+            waited if waited < CLOSES => true,
+            waited => waited < FAREWELL && self.delivery().owed_bytes > 0,
+        };
+        while !ended(CLOSES / 10) && waits() {}
+        self.drain(began + FAREWELL);
+        self.close();
+    }
+
     /// Waits until all that was said is on its way, at most until `deadline`.
-    pub(crate) fn drain(&self, deadline: Instant) {
+    fn drain(&self, deadline: Instant) {
         self.outbox.drain(deadline);
     }
 

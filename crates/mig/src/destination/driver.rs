@@ -40,8 +40,6 @@ const MAX_REFUSED: usize = 16;
 const ORDERS: usize = 64;
 /// How long the guest may take to show a sign of life before the gap it felt counts as unknown.
 const GAP_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the peer may take to close after the last word.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What another thread tells the coordinator.
 #[derive(Debug)]
@@ -552,18 +550,15 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
 
     /// Closes so that what was said still arrives, and waits for the peer to do the same.
     fn farewell(&mut self) {
-        self.link.finish();
-        // one that is not heard any more will not be in time
-        let quiet = self.link.silence() > FAREWELL;
-        let deadline = Instant::now() + if quiet { FAREWELL / 10 } else { FAREWELL };
-        while !self.link_ended {
-            match self.notes.recv_deadline(deadline) {
-                Ok(note) => self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_))),
-                Err(_) => break,
+        let link = self.link.clone();
+        link.part(|time| {
+            if !self.link_ended
+                && let Ok(note) = self.notes.recv_timeout(time)
+            {
+                self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_)));
             }
-        }
-        self.link.drain(deadline);
-        self.link.close();
+            self.link_ended
+        });
         self.streams.close();
     }
 }

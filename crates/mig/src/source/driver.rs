@@ -40,8 +40,6 @@ const JOBS_PER_CHANNEL: usize = 4;
 const NOTES: usize = 256;
 /// Orders that wait for a coordinator which is busy; one more is dropped, and may be given again.
 const ORDERS: usize = 64;
-/// How long the peer may take to close after the last word.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What another thread tells the coordinator.
 #[derive(Debug)]
@@ -478,18 +476,15 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     /// Closes so that what was said still arrives, and waits for the peer to do the same.
     fn farewell(&mut self) {
         self.jobs.clear();
-        self.link.finish();
-        // one that is not heard any more will not be in time
-        let quiet = self.link.silence() > FAREWELL;
-        let deadline = Instant::now() + if quiet { FAREWELL / 10 } else { FAREWELL };
-        while !self.link_ended {
-            match self.notes.recv_deadline(deadline) {
-                Ok(note) => self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_))),
-                Err(_) => break,
+        let link = self.link;
+        link.part(|time| {
+            if !self.link_ended
+                && let Ok(note) = self.notes.recv_timeout(time)
+            {
+                self.link_ended = matches!(note, Note::Link(LinkEvent::Lost(_)));
             }
-        }
-        self.link.drain(deadline);
-        self.link.close();
+            self.link_ended
+        });
         self.streams.close();
     }
 }

@@ -9,14 +9,13 @@ mod support;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use gate::{Flow, Gate, Kind};
 use nix::sys::socket::{Backlog, listen};
 use serde_json::{Value, json};
-use support::{Program, ask, kvm_is_there, mig_send, try_ask};
+use support::bench::{Bench, Migrating};
+use support::{Program, kvm_is_there, try_ask};
 
 /// Where a migration is stopped to be cancelled.
 #[derive(Debug, Clone, Copy)]
@@ -67,50 +66,6 @@ impl By {
             Self::Socket => assert_eq!(program.ask(&json!({"cmd": "cancel"})), json!({"ok": true})),
             Self::CtrlC => program.signal("INT"),
         }
-    }
-}
-
-/// A busy guest's holder, and everything that programs need beside it.
-struct Bench {
-    directory: tempfile::TempDir,
-    programs: AtomicUsize,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), programs: AtomicUsize::new(0) }
-    }
-
-    fn socket(&self) -> PathBuf {
-        let number = self.programs.fetch_add(1, Ordering::Relaxed);
-        self.directory.path().join(format!("{number}.sock"))
-    }
-
-    fn receiver(&self) -> (Program, String) {
-        Program::receiver(&self.socket())
-    }
-
-    /// A guest that runs, and is told to move later.
-    fn holder(&self, guest: &str) -> Program {
-        let mut command = mig_send();
-        command.args(["--guest", guest, "--memory", "64MiB", "--console", "none"]);
-        let holder = Program::start(command, &self.socket());
-        holder.event("started");
-        holder
-    }
-}
-
-/// A migration that goes on beside the test; its answer comes with the time at which it came.
-struct Migrating(std::thread::JoinHandle<(Value, Instant)>);
-
-impl Migrating {
-    fn begin(holder: &Program, to: &str) -> Self {
-        let (control, request) = (holder.control.clone(), json!({"cmd": "migrate", "to": to}));
-        Self(std::thread::spawn(move || (ask(&control, &request), Instant::now())))
-    }
-
-    fn end(self) -> (Value, Instant) {
-        self.0.join().unwrap()
     }
 }
 
@@ -169,7 +124,7 @@ impl Stopped {
         if let Self::Gate(gate) = self {
             gate.wait();
             if let State::FrozenInRound = state {
-                receiver.signal("STOP");
+                receiver.stop();
                 gate.open();
             }
         }
@@ -183,7 +138,8 @@ impl Stopped {
     }
 }
 
-/// Pages that a dirtier writes a second: the median of a few looks.
+/// Pages that a dirtier writes in a second of its program's CPU time, whatever else the machine does: the median
+/// of a few looks.
 fn speed(holder: &Program) -> f64 {
     let written = || {
         let answer = holder.ask(&json!({"cmd": "check"}));
@@ -194,10 +150,9 @@ fn speed(holder: &Program) -> f64 {
     };
     let mut rates: Vec<f64> = (0..5)
         .map(|_| {
-            let before = written();
-            let began = Instant::now();
+            let (before, began) = (written(), holder.cpu_time());
             std::thread::sleep(Duration::from_millis(60));
-            let took = began.elapsed();
+            let took = holder.cpu_time() - began;
             (written() - before) / took.as_secs_f64()
         })
         .collect();
@@ -233,7 +188,7 @@ fn a_source_that_is_cancelled_in_any_state_keeps_its_guest_at_full_speed_and_can
         return;
     }
     let bench = Bench::new();
-    let mut holder = bench.holder("dirtier:rate=1TiB,working-set=32MiB");
+    let mut holder = bench.holder("dirtier:rate=1TiB,working-set=32MiB", "64MiB");
     let (target, address) = bench.receiver();
     let mut table = Vec::new();
     for by in [By::Socket, By::CtrlC] {
@@ -250,11 +205,12 @@ fn a_source_that_is_cancelled_in_any_state_keeps_its_guest_at_full_speed_and_can
             let after = speed(&holder);
             let latency = answered.duration_since(asked);
             table.push(format!(
-                "{what:34} {:6.1} ms   speed after/before {:.2} ({before:.0} pages/s before)",
+                "{what:34} {:6.1} ms   speed after/before {:.2} ({:.0} pages a ms before)",
                 latency.as_secs_f64() * 1e3,
-                after / before
+                after / before,
+                before / 1e3
             ));
-            assert!(after > before / 3.0, "{what}: {before} pages a second before, {after} after");
+            assert!(after > before / 2.0, "{what}: {before} pages a second before, {after} after");
             let (next, to) = bench.receiver();
             if let State::FrozenInRound = state {
                 target.signal("CONT");
@@ -277,7 +233,7 @@ fn a_receiver_that_is_cancelled_in_any_state_leaves_the_guest_with_its_source() 
         return;
     }
     let bench = Bench::new();
-    let holder = bench.holder("dirtier:rate=50MiB,working-set=16MiB");
+    let holder = bench.holder("dirtier:rate=50MiB,working-set=16MiB", "64MiB");
     let mut table = Vec::new();
     for by in [By::Socket, By::CtrlC] {
         for (name, state) in DESTINATION_STATES {
@@ -316,29 +272,26 @@ fn a_cancel_after_commit_comes_too_late_on_either_side() {
     if !kvm_is_there() {
         return;
     }
-    for side in ["source", "destination"] {
-        for by in [By::Socket, By::CtrlC] {
-            let bench = Bench::new();
-            let holder = bench.holder("clock");
-            let (target, address) = bench.receiver();
-            let gate = Gate::before(&address).stop_before(Kind::Running);
-            let migrating = Migrating::begin(&holder, &gate.address());
-            gate.wait();
-            if side == "source" {
-                by.cancel(&holder);
-            } else if by == By::Socket {
-                let answer = target.ask(&json!({"cmd": "cancel"}));
-                assert_eq!(answer["ok"], false, "there is nothing to cancel: {answer}");
-            } else {
-                continue;
-            }
-            assert!(!migrating.0.is_finished());
-            gate.open();
-            let (answer, _) = migrating.end();
-            assert_eq!(answer["report"]["outcome"], "moved", "{side}, {by:?}: {answer}");
-            assert!(holder.end().0.success());
-            target.assert_guest_goes_on();
-            target.quit();
+    // on the destination Ctrl-C would end the guest, which runs
+    for (side, by) in [("source", By::Socket), ("source", By::CtrlC), ("destination", By::Socket)] {
+        let bench = Bench::new();
+        let holder = bench.holder("clock", "16MiB");
+        let (target, address) = bench.receiver();
+        let gate = Gate::before(&address).stop_before(Kind::Running);
+        let migrating = Migrating::begin(&holder, &gate.address());
+        gate.wait();
+        if side == "source" {
+            by.cancel(&holder);
+        } else {
+            // it may have been received already, with nothing left to cancel
+            target.ask(&json!({"cmd": "cancel"}));
         }
+        assert!(!migrating.has_ended());
+        gate.open();
+        let (answer, _) = migrating.end();
+        assert_eq!(answer["report"]["outcome"], "moved", "{side}, {by:?}: {answer}");
+        assert!(holder.end().0.success());
+        target.assert_guest_goes_on();
+        target.quit();
     }
 }

@@ -1,9 +1,9 @@
 //! The control channel: messages out, messages in, and the certainty that the peer is alive.
 //!
 //! Each side pings twice a second, whatever its coordinator is doing, and answers pings from its reading
-//! thread; a peer of which nothing comes, not a byte, for [`SILENCE_DEADLINE`] is gone, and every stream of the
-//! migration is closed, which unblocks every thread. A peer that lives but does not go on is given up by the
-//! deadlines of the steps (see `patience`).
+//! thread; a peer of which nothing comes, not a byte, for [`SILENCE_DEADLINE`] is gone: nothing more is read, and
+//! the page channels are closed, which unblocks every thread. A peer that lives but does not go on is given up by
+//! the deadlines of the steps (see `patience`).
 
 mod outbox;
 
@@ -213,8 +213,9 @@ impl Link {
         })
     }
 
-    /// Pings until `stop` is closed. Calls `close_all` and returns when the peer has been silent for too long.
-    pub(crate) fn watch(&self, stop: &Receiver<()>, close_all: impl FnOnce()) {
+    /// Pings until `stop` is closed. When the peer has been silent for too long, ends what is heard here, calls
+    /// `close_others` and returns. What is said last is still left for a peer that was frozen, and goes on later.
+    pub(crate) fn watch(&self, stop: &Receiver<()>, close_others: impl FnOnce()) {
         let (mut heard, mut silence) = (self.stream.read_bytes(), Duration::ZERO);
         let (mut looked, mut pinged) = (self.clock.elapsed(), None);
         loop {
@@ -237,7 +238,8 @@ impl Link {
             }
             self.silent_ms.store(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
             if silence > SILENCE_DEADLINE {
-                return close_all();
+                self.stream.finish_reading();
+                return close_others();
             }
         }
     }

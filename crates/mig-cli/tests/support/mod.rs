@@ -10,8 +10,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use serde_json::Value;
 
+pub mod bench;
 pub mod terminal;
 
 /// Far more than anything here takes: a test that waits so long hangs.
@@ -91,14 +94,19 @@ impl Program {
 
     /// The next event of that name; others before it are passed over.
     pub fn event(&self, name: &str) -> Value {
+        self.event_among(&[name])
+    }
+
+    /// The next event of one of these names; others before it are passed over.
+    pub fn event_among(&self, names: &[&str]) -> Value {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
-                Ok(event) if event["event"] == name => return event,
+                Ok(event) if names.iter().any(|name| event["event"] == *name) => return event,
                 Ok(event) => seen.push(event.to_string()),
-                Err(error) => panic!("no event '{name}' ({error}); seen: {seen:#?}"),
+                Err(error) => panic!("no event of {names:?} ({error}); seen: {seen:#?}"),
             }
         }
     }
@@ -126,10 +134,32 @@ impl Program {
         }
     }
 
+    /// How long its threads have run, its guest's vCPUs among them.
+    pub fn cpu_time(&self) -> Duration {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        clock_getcpuclockid(pid).and_then(|clock| clock.now()).expect("it runs").into()
+    }
+
     /// Sends it a signal, by name.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
         assert!(sent.expect("kill starts").success());
+    }
+
+    /// Stops it by SIGSTOP; every thread of it has stopped when this returns.
+    pub fn stop(&self) {
+        self.signal("STOP");
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.expect("a thread").path().join("stat"));
+            // a thread that ends is none (proc(5): the state follows the name, which is in parentheses)
+            stat.is_ok_and(|s| s.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+        };
+        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        while !tasks().all(is_stopped) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// One request over the control socket, and its answer.

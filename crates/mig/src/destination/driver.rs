@@ -204,10 +204,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         });
         let (watching, channels) = (link.clone(), streams.clone());
         scope.spawn(move || {
-            watching.watch(&stop_watching, || {
-                watching.close();
-                channels.close();
-            });
+            watching.watch(&stop_watching, || channels.close());
         });
         let hang_up = HangUp { link: link.clone(), streams: streams.clone() };
         Ok(Self {

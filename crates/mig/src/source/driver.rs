@@ -241,10 +241,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let (watching, stop) = channel::bounded(0);
         let (link, streams) = (self.link, self.streams);
         self.scope.spawn(move || {
-            link.watch(&stop, || {
-                link.close();
-                streams.close();
-            });
+            link.watch(&stop, || streams.close());
         });
         watching
     }
@@ -302,6 +299,10 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 self.link_ended = true;
                 let fault = self.lost(&error);
                 self.feed(Event::Failed(fault));
+                if self.machine().is_committed() {
+                    // what was not said yet is never said: a commit must not arrive after the answer
+                    self.link.close();
+                }
             }
             Some(Note::ChannelSent { pages, bytes }) => self.channel_sent(pages, bytes),
             Some(Note::Opened(channels)) => self.opened(channels),

@@ -176,6 +176,12 @@ impl Stream {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
+    /// Ends every read that waits, in any thread; what is written still arrives.
+    pub(crate) fn finish_reading(&self) {
+        // an error means that it is closed already
+        let _ = self.socket.shutdown(Shutdown::Read);
+    }
+
     /// Ends every read and write that waits, in any thread.
     pub(crate) fn close(&self) {
         // an error means that it is closed already

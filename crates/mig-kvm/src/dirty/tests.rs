@@ -169,6 +169,26 @@ fn stopping_ends_the_log_and_starting_again_begins_a_new_one() {
     assert_eq!(sync(&mut log), BTreeSet::from([7]));
 }
 
+/// KVM has no log to read of a slot that lacks the flag (kvm_get_dirty_log in virt/kvm/kvm_main.c): whatever is
+/// still slow then is not the log's doing.
+#[test]
+fn no_slot_is_logged_any_more_once_the_log_was_stopped() {
+    let Some((machine, mut log)) = clean(Protection::Manual) else { return };
+    let logged = |slot: &crate::dirty::Slot| {
+        let bytes = usize::try_from(slot.region.bytes).unwrap();
+        match machine.vm.get_dirty_log(slot.slot, bytes) {
+            Ok(_) => true,
+            Err(e) if e.errno() == libc::ENOENT => false,
+            Err(e) => panic!("{e}"),
+        }
+    };
+    assert!(machine.slots.iter().all(logged));
+    log.stop().unwrap();
+    assert!(!machine.slots.iter().any(logged));
+    log.start().unwrap();
+    assert!(machine.slots.iter().all(logged));
+}
+
 #[test]
 fn windows_that_are_no_slot_s_are_refused() {
     let Some((_machine, log)) = clean(Protection::Manual) else { return };

@@ -5,9 +5,11 @@
 
 mod line;
 mod machines;
+mod possible;
 mod property;
 mod search;
 mod state;
+mod step;
 mod world;
 
 use std::collections::BTreeSet;
@@ -15,6 +17,7 @@ use std::fmt;
 
 use search::Graph;
 use state::State;
+use step::Step;
 use world::World;
 
 /// What the world holds.
@@ -141,7 +144,8 @@ pub fn check(config: &Config) -> Verdict {
             let mark = |permit, letter| if permit { letter } else { '-' };
             format!("{}{}", mark(state.source.permit, 'S'), mark(state.destination.permit, 'D'))
         };
-        let tells = |(step, after)| format!("{}  {}", holders(after), world.tells(step));
+        let tells =
+            |(step, after): (Step, State)| format!("{}  {}", holders(after), step.tells(&world.machines));
         Trace { property, steps: graph.way_to(at).into_iter().map(tells).collect() }
     });
     Verdict {
@@ -161,18 +165,18 @@ fn out_of_reach(world: &World, graph: &Graph<World>) -> Option<(u32, Property)> 
         let at = graph.states().iter().zip(reaches).position(|(state, reaches)| !reaches && must(state))?;
         Some(at as u32)
     };
-    let settles = graph.can_reach(world::NATURAL, State::is_settled);
+    let settles = graph.can_reach(step::NATURAL, State::is_settled);
     if let Some(at) = first(settles, &|state| !world.is_excused(state)) {
         return Some((at, Property::NeverEnds));
     }
     if config.operator == Operator::Silent {
         return None;
     }
-    let ends = graph.can_reach(world::WITH_WORDS, State::all_over);
+    let ends = graph.can_reach(step::WITH_WORDS, State::all_over);
     if let Some(at) = first(ends, &|_| true) {
         return Some((at, Property::BeyondWords));
     }
-    let runs = graph.can_reach(world::WITH_WORDS, |state| state.runners() == 1);
+    let runs = graph.can_reach(step::WITH_WORDS, |state| state.runners() == 1);
     let lost = first(runs, &|state| world.is_held(state)).filter(|_| config.arbiter == Arbiter::None);
     Some((lost?, Property::OutOfReach))
 }

@@ -2,9 +2,10 @@
 
 use mig_core::progress::OutcomeKind;
 
-use super::Property;
 use super::machines::DestinationEnd;
 use super::state::State;
+use super::world::{SIDES, World};
+use super::{Arbiter, Property};
 
 impl Property {
     /// The property that a state breaks by what it is.
@@ -35,5 +36,23 @@ impl State {
     /// listener has forgotten what it is asked for.
     pub(super) fn is_excused(&self) -> bool {
         !self.both_live() || self.source.resume_failed || self.destination.resume_failed || self.forgotten
+    }
+}
+
+impl World {
+    /// Nobody can be expected to run the guest without a word, or after one that did not see to it.
+    pub(super) fn is_excused(&self, state: &State) -> bool {
+        let discarded = state.source_end == Some(OutcomeKind::Discarded);
+        state.is_excused() || discarded && self.config.arbiter != Arbiter::None
+    }
+
+    /// A side is in doubt, or its holder has the guest in hand.
+    pub(super) fn is_held(&self, state: &State) -> bool {
+        state.source.machine.is_some_and(|machine| self.machines.source(machine).is_in_doubt())
+            || state
+                .destination
+                .machine
+                .is_some_and(|machine| self.machines.destination(machine).is_in_doubt())
+            || SIDES.iter().any(|side| state.holds_a_copy(*side))
     }
 }

@@ -70,7 +70,9 @@ struct Host {
     live_bytes: isize,
     reach: Reach,
     resumed: bool,
-    /// After Commit: the destination promised that it never ran the guest, the arbiter granted it, or an
+    /// It was committed, or the arbiter gave it to the destination.
+    given_away: bool,
+    /// And after that: the destination promised that it never ran the guest, the arbiter granted it, or an
     /// operator gave his word.
     given_back: bool,
 }
@@ -118,6 +120,7 @@ impl Host {
             live_bytes: heap::live_bytes(),
             reach: Reach::default(),
             resumed: false,
+            given_away: false,
             given_back: false,
         }
     }
@@ -128,7 +131,7 @@ impl Host {
         match turn.wish {
             Some(Wish::Cancel) => self.feed(Event::Cancelled { reason: None }, 0),
             Some(Wish::Resolve(word)) => {
-                self.given_back |= self.reach.committed && word == Word::Resume;
+                self.given_back |= self.given_away && word == Word::Resume;
                 self.feed(Event::Resolve(word), 0);
             }
             None => {}
@@ -141,6 +144,7 @@ impl Host {
             let Some(next) = self.pending.iter().position(|p| *p != Pending::Query) else { return };
             let pending = self.pending.remove(next).expect("it is there");
             let event = complete(pending, if at == 0 { turn.luck } else { Luck::Good });
+            self.given_away |= event == Event::Claimed(Claim::Denied);
             self.given_back |= event == Event::Claimed(Claim::Granted);
             self.feed(event, 0);
         }
@@ -174,7 +178,7 @@ impl Host {
             }
             Frame::Message(message) => {
                 self.reach.messages += 1;
-                self.given_back |= self.reach.committed && matches!(message, Message::Abort(_));
+                self.given_back |= self.given_away && matches!(message, Message::Abort(_));
                 self.feed(Event::Message(message), message_bytes);
             }
             Frame::Pages { .. } | Frame::RoundEnd { .. } => {}
@@ -206,7 +210,7 @@ impl Host {
         }
         assert!(self.machine().has_ended(), "it ends when its link is lost");
         let outcome = self.reach.outcome.expect("it says how it ended");
-        assert_eq!(outcome == OutcomeKind::StillHere, !self.reach.committed || self.resumed);
+        assert_eq!(outcome == OutcomeKind::StillHere, !self.given_away || self.resumed);
         self.reach
     }
 
@@ -256,12 +260,13 @@ impl Host {
             Action::Commit(permit) => {
                 assert!(!self.reach.committed && !self.resumed, "one permit");
                 self.reach.committed = true;
+                self.given_away = true;
                 drop(permit);
                 return;
             }
             Action::Resume(permit) => {
                 assert!(!self.resumed, "one permit");
-                assert!(!self.reach.committed || self.given_back, "it was given away");
+                assert!(!self.given_away || self.given_back, "it was given away");
                 self.resumed = true;
                 drop(permit);
                 self.pending.clear();

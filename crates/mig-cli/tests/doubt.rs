@@ -149,6 +149,7 @@ fn a_copy_that_is_resumed_runs_and_the_source_is_discarded_with_a_code_of_its_ow
     assert_eq!(resolve(&sender, "discard").0, Some(0));
     let report = sender.event("report");
     assert_eq!(report["outcome"], "discarded", "{report}");
+    assert!(report["fault"]["remedy"].as_str().unwrap().contains("destination"), "{report}");
     assert_eq!(sender.end().0.code(), Some(3));
     assert_eq!(resolve(&receiver, "resume").0, Some(0));
     receiver.event("running");

@@ -160,7 +160,7 @@ impl Source {
             }
             Word::Resume => self.on_the_operators_word(now),
             Word::Discard => {
-                let fault = asking.fault.clone().remedy("");
+                let fault = asking.fault.clone().remedy("see that the destination runs the guest");
                 self.stage = Stage::Ended;
                 vec![Action::End(Box::new(self.report(now, OutcomeKind::Discarded, Some(fault))))]
             }

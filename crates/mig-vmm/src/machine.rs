@@ -43,7 +43,7 @@ pub struct MachineConfig {
 
 /// A virtual machine. Dropping it ends it, whatever it is doing.
 pub struct Machine {
-    platform: Platform,
+    pub(crate) platform: Platform,
     /// What the guest was given, as the destination of the next move will want to know.
     cpu: Section,
     workload: String,

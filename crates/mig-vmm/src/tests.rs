@@ -12,6 +12,7 @@ use crate::monitor::{End, RunState};
 use crate::{Console, IncomingMachine, Machine, MachineConfig, Receiver, Workload};
 
 mod arrivals;
+mod cancels;
 mod console;
 mod devices;
 mod execution;

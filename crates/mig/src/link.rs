@@ -34,7 +34,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const PING_INTERVAL: Duration = Duration::from_millis(500);
 /// What counts of the time between two looks: who did not come to look for longer was himself held up, or
 /// stopped, and what came meanwhile is still unread.
-const MOST_BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+pub(crate) const MOST_BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Why a stream gave no frame.
 #[derive(Debug, Error)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mig_core::{Blame, Fault, Side, Step};
 
-use crate::link::Link;
+use crate::link::{Link, MOST_BETWEEN_LOOKS};
 use crate::stall::{Delivery, LEAST_BYTES, Meter, Standstill};
 use crate::streams::Streams;
 
@@ -20,7 +20,7 @@ const SENDS_NOTHING: Duration = Duration::from_secs(30);
 
 /// A source's patience with its destination.
 pub(crate) struct WithDestination {
-    clock: Instant,
+    clock: Clock,
     step: Step,
     entered: Duration,
     /// It was given up in this step, which is said once.
@@ -32,13 +32,13 @@ pub(crate) struct WithDestination {
 impl WithDestination {
     pub(crate) fn new(step: Step) -> Self {
         let meter = Meter::new(Duration::ZERO, Delivery::default());
-        let (clock, pages) = (Instant::now(), meter.clone());
+        let (clock, pages) = (Clock::new(), meter.clone());
         Self { clock, step, entered: Duration::ZERO, given_up: false, pages, control: meter }
     }
 
     /// The source begins a step.
     pub(crate) fn enter(&mut self, step: Step, link: &Link, streams: &Streams) {
-        let now = self.clock.elapsed();
+        let now = self.clock.now();
         (self.step, self.entered, self.given_up) = (step, now, false);
         self.pages = Meter::new(now, streams.delivery());
         self.control = Meter::new(now, link.delivery());
@@ -47,7 +47,7 @@ impl WithDestination {
     /// The fault of a destination that has not gone on for too long. `sent` says that nothing of the round waits
     /// on this side.
     pub(crate) fn look(&mut self, sent: bool, link: &Link, streams: &Streams) -> Option<Fault> {
-        let now = self.clock.elapsed();
+        let now = self.clock.now();
         let cause = self.look_at(now, sent, streams.delivery(), link.delivery())?;
         if std::mem::replace(&mut self.given_up, true) {
             return None;
@@ -85,7 +85,7 @@ impl WithDestination {
 
 /// A destination's patience with its source.
 pub(crate) struct WithSource {
-    clock: Instant,
+    clock: Clock,
     step: Step,
     entered: Duration,
     /// It was given up in this step, which is said once.
@@ -98,7 +98,7 @@ pub(crate) struct WithSource {
 impl WithSource {
     pub(crate) fn new(step: Step) -> Self {
         let received = Meter::new(Duration::ZERO, Delivery::default());
-        let (clock, entered, digests) = (Instant::now(), Duration::ZERO, Duration::ZERO);
+        let (clock, entered, digests) = (Clock::new(), Duration::ZERO, Duration::ZERO);
         Self { clock, step, entered, given_up: false, received, digests }
     }
 
@@ -109,14 +109,15 @@ impl WithSource {
 
     /// The destination begins a step.
     pub(crate) fn enter(&mut self, step: Step, link: &Link, streams: &Streams) {
-        let now = self.clock.elapsed();
+        let now = self.clock.now();
         (self.step, self.entered, self.given_up) = (step, now, false);
         self.received = Meter::new(now, received(link, streams));
     }
 
     /// The fault of a source that has not gone on for too long.
     pub(crate) fn look(&mut self, link: &Link, streams: &Streams) -> Option<Fault> {
-        let cause = self.look_at(self.clock.elapsed(), received(link, streams))?;
+        let now = self.clock.now();
+        let cause = self.look_at(now, received(link, streams))?;
         if std::mem::replace(&mut self.given_up, true) {
             return None;
         }
@@ -132,6 +133,29 @@ impl WithSource {
         }
         let limit = with_source(self.step)?;
         (now.saturating_sub(self.entered) > limit).then(|| too_late(limit))
+    }
+}
+
+/// Time that counts against a peer: not that in which this side was stopped, or busy with its guest, and did not
+/// look.
+struct Clock {
+    looked: Instant,
+    time: Duration,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { looked: Instant::now(), time: Duration::ZERO }
+    }
+
+    fn now(&mut self) -> Duration {
+        self.at(Instant::now())
+    }
+
+    fn at(&mut self, instant: Instant) -> Duration {
+        self.time += instant.saturating_duration_since(self.looked).min(MOST_BETWEEN_LOOKS);
+        self.looked = instant;
+        self.time
     }
 }
 
@@ -218,6 +242,14 @@ mod tests {
 
     fn pings(s: u64) -> Delivery {
         delivery(96 * s, 48)
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_is_not_the_peers() {
+        let mut clock = Clock::new();
+        let began = clock.looked;
+        let looks = [500, 1000, 61_000, 61_500].map(|ms| clock.at(began + Duration::from_millis(ms)));
+        assert_eq!(looks.map(|time| time.as_millis()), [500, 1000, 2000, 2500]);
     }
 
     #[test]

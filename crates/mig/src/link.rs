@@ -216,8 +216,8 @@ impl Link {
     /// Pings until `stop` is closed. When the peer has been silent for too long, ends what is heard here, calls
     /// `close_others` and returns. What is said last is still left for a peer that was frozen, and goes on later.
     pub(crate) fn watch(&self, stop: &Receiver<()>, close_others: impl FnOnce()) {
-        let (mut heard, mut silence) = (self.stream.read_bytes(), Duration::ZERO);
-        let (mut looked, mut pinged) = (self.clock.elapsed(), None);
+        let mut silence = Silence::new(self.clock.elapsed(), self.stream.read_bytes());
+        let mut pinged = None;
         loop {
             let now = self.clock.elapsed();
             if pinged.is_none_or(|at| now.saturating_sub(at) >= PING_INTERVAL) {
@@ -228,16 +228,11 @@ impl Link {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            let now = self.clock.elapsed();
-            silence += now.saturating_sub(looked).min(MOST_BETWEEN_LOOKS);
-            looked = now;
-            let read = self.stream.read_bytes();
             // what is unread is this side's delay: its reader waits for a coordinator that is busy
-            if read != heard || self.stream.has_unread() {
-                (heard, silence) = (read, Duration::ZERO);
-            }
-            self.silent_ms.store(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-            if silence > SILENCE_DEADLINE {
+            let unread = self.stream.has_unread();
+            let lasts = silence.look(self.clock.elapsed(), self.stream.read_bytes(), unread);
+            self.silent_ms.store(u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            if lasts > SILENCE_DEADLINE {
                 self.stream.finish_reading();
                 return close_others();
             }
@@ -309,6 +304,28 @@ impl Drop for Link {
     /// Ends the thread that writes.
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// How long nothing has come, as far as somebody looked.
+struct Silence {
+    looked: Duration,
+    read_bytes: u64,
+    lasts: Duration,
+}
+
+impl Silence {
+    fn new(now: Duration, read_bytes: u64) -> Self {
+        Self { looked: now, read_bytes, lasts: Duration::ZERO }
+    }
+
+    fn look(&mut self, now: Duration, read_bytes: u64, unread: bool) -> Duration {
+        self.lasts += now.saturating_sub(self.looked).min(MOST_BETWEEN_LOOKS);
+        if read_bytes != self.read_bytes || unread {
+            self.lasts = Duration::ZERO;
+        }
+        (self.looked, self.read_bytes) = (now, read_bytes);
+        self.lasts
     }
 }
 
@@ -403,6 +420,16 @@ mod tests {
             panic!("{heard:?}")
         };
         assert_eq!(heard.len(), 5);
+    }
+
+    #[test]
+    fn who_was_stopped_himself_does_not_take_that_for_the_peers_silence() {
+        let mut silence = Silence::new(Duration::ZERO, 7);
+        let mut look = |ms, read, unread| silence.look(Duration::from_millis(ms), read, unread).as_millis();
+        assert_eq!([look(250, 7, false), look(500, 7, false)], [250, 500]);
+        assert_eq!([look(60_000, 7, false), look(60_250, 7, false)], [1500, 1750]);
+        assert_eq!([look(60_500, 8, false), look(60_750, 8, false)], [0, 250]);
+        assert_eq!([look(61_000, 8, true), look(61_250, 8, false)], [0, 250]);
     }
 
     #[test]

@@ -4,11 +4,9 @@
 //! number, too. Once the destination's guest has been seen to beat, the source's must not, as long as the
 //! destination lives.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -25,42 +23,52 @@ struct Beat {
     before: Instant,
 }
 
+type Beats = Arc<Mutex<Vec<Beat>>>;
+
 pub struct Census {
     stop: Arc<AtomicBool>,
-    watchers: [JoinHandle<Vec<Beat>>; 2],
-    killed: [Mutex<Option<Instant>>; 2],
+    beats: [Beats; 2],
+    destination_died: Mutex<Option<Instant>>,
 }
 
 impl Census {
     /// Looks at the guests behind the source's and the destination's control sockets from now on.
     pub fn take(controls: [PathBuf; 2]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let watchers = controls.map(|control| {
-            let stop = stop.clone();
-            std::thread::spawn(move || watch(&control, &stop))
+        let beats = controls.map(|control| {
+            let (stop, beats) = (stop.clone(), Beats::default());
+            let noted = beats.clone();
+            std::thread::spawn(move || watch(&control, &stop, &noted));
+            beats
         });
-        Self { stop, watchers, killed: [Mutex::new(None), Mutex::new(None)] }
+        Self { stop, beats, destination_died: Mutex::new(None) }
     }
 
     /// A side is dead as of now.
     pub fn killed(&self, side: Side) {
-        *self.killed[side as usize].lock().unwrap() = Some(Instant::now());
+        if side == Side::Destination {
+            *self.destination_died.lock().unwrap() = Some(Instant::now());
+        }
     }
 
     /// # Panics
-    /// There were two guests.
-    pub fn assert_never_two(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let [source, destination] = self.watchers.map(|w| w.join().unwrap());
-        let died = self.killed[Side::Destination as usize].lock().unwrap().unwrap_or_else(Instant::now);
-        let Some(runs_there) = destination.iter().map(|b| b.before).min() else { return };
-        let second = source.iter().find(|b| b.after >= runs_there && b.before <= died);
-        assert!(second.is_none(), "TWO GUESTS: the source's beat after the destination's had begun");
+    /// There have been two guests.
+    pub fn assert_never_two(&self) {
+        let died = self.destination_died.lock().unwrap().unwrap_or_else(Instant::now);
+        let [source, destination] = self.beats.each_ref().map(|b| b.lock().unwrap());
+        let Some(runs_there) = destination.first().map(|b| b.before) else { return };
+        let two = source.iter().any(|b| b.after >= runs_there && b.before <= died);
+        assert!(!two, "TWO GUESTS: the source's beat after the destination's had begun");
     }
 }
 
-fn watch(control: &std::path::Path, stop: &AtomicBool) -> Vec<Beat> {
-    let mut beats: Vec<Beat> = Vec::new();
+impl Drop for Census {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn watch(control: &Path, stop: &AtomicBool, beats: &Mutex<Vec<Beat>>) {
     let mut last: Option<(Instant, u64)> = None;
     while !stop.load(Ordering::Relaxed) {
         let asked = Instant::now();
@@ -69,11 +77,10 @@ fn watch(control: &std::path::Path, stop: &AtomicBool) -> Vec<Beat> {
             if let Some((after, known)) = last
                 && count > known
             {
-                beats.push(Beat { after, before: Instant::now() });
+                beats.lock().unwrap().push(Beat { after, before: Instant::now() });
             }
             last = Some((asked, count));
         }
         std::thread::sleep(INTERVAL);
     }
-    beats
 }

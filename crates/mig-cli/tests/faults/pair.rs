@@ -14,7 +14,7 @@ use crate::hosts::{Cut, Hosts, LISTEN};
 use crate::support::{Program, mig_recv, mig_send, try_ask};
 
 /// Far more than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(2);
 const LONGEST_INTERVAL: Duration = Duration::from_millis(100);
 /// So many beats show that a guest lives, and are time enough for another to show that it does, too.
@@ -221,6 +221,9 @@ impl Pair {
         let began = Instant::now();
         while !come() {
             assert!(began.elapsed() < PATIENCE, "no {what}: {}", self.describe());
+            if let Some(census) = &self.census {
+                census.assert_never_two();
+            }
             // what comes soon is seen soon, and what takes seconds is not asked for all the time
             std::thread::sleep((began.elapsed() / 16).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL));
         }

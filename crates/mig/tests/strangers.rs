@@ -6,8 +6,8 @@ mod model;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mig::observe::Progress;
 use mig::{
@@ -15,7 +15,7 @@ use mig::{
 };
 use mig_wire::Message;
 use mig_wire::header::{Header, Kind};
-use mig_wire::hello::{Attach, Hello, session_tag};
+use mig_wire::hello::{Attach, Hello, Query, session_tag};
 use model::{Flaw, Host, Model};
 
 const BUSY: Duration = Duration::from_micros(100);
@@ -27,6 +27,7 @@ const SESSION: [u8; 16] = *b"not of this side";
 struct Door {
     turned_away: AtomicUsize,
     causes: Mutex<Vec<String>>,
+    accepted: AtomicBool,
 }
 
 impl Observer for Door {
@@ -35,6 +36,7 @@ impl Observer for Door {
             self.turned_away.fetch_add(1, Ordering::SeqCst);
             self.causes.lock().unwrap().push(cause.clone());
         }
+        self.accepted.fetch_or(matches!(progress, Progress::Accepted), Ordering::SeqCst);
     }
 }
 
@@ -162,4 +164,58 @@ fn a_thousand_strangers_are_turned_away_and_then_a_guest_is_taken() {
     for words in ["GET / HTTP/1.1", "SSH-2.0", "closed", "neither hello nor attach", "checksum", "not here"] {
         assert!(causes.iter().any(|cause| cause.contains(words)), "nobody was turned away for: {words}");
     }
+}
+
+#[test]
+fn strangers_and_second_sources_all_the_while_do_not_disturb_a_receive() {
+    let (listener, door, moved) = (listener(), Door::default(), AtomicBool::new(false));
+    let source = Door::default();
+    let mut host = Host { flaw: Flaw::SlowRestore(Duration::from_millis(500)), ..Host::default() };
+    std::thread::scope(|scope| {
+        let receiving =
+            scope.spawn(|| receive(&listener, &mut host, &ReceiveOptions::default(), &Control::new(), &door));
+        let siege = scope
+            .spawn(|| besiege(listener.address(), 3, 8, |came| came > 100 && moved.load(Ordering::SeqCst)));
+        let sending = scope.spawn(|| {
+            let vm = Model::running(20_000, BUSY, Flaw::None);
+            migrate(vm, listener.address(), &verified(), &Control::new(), &source)
+        });
+        while !source.accepted.load(Ordering::SeqCst) && !sending.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut refused = 0;
+        while !sending.is_finished() {
+            refused += usize::from(is_told_busy(listener.address()));
+        }
+        moved.store(true, Ordering::SeqCst);
+        assert_moved(sending.join().unwrap());
+        assert!(matches!(receiving.join().unwrap(), Received::Running { .. }));
+        assert!(siege.join().unwrap() > 100);
+        assert!(refused > 0, "a second source is told that this one is busy");
+    });
+}
+
+/// Comes as a source while a guest is being received.
+fn is_told_busy(address: &Address) -> bool {
+    let (mut rival, mut answer) = (connect(address), Vec::new());
+    rival.write_all(&frame(&hello())).is_ok()
+        && rival.read_to_end(&mut answer).is_ok()
+        && answer.windows(4).any(|word| word == b"busy")
+}
+
+#[test]
+fn a_source_in_doubt_is_answered_although_strangers_wait_where_nobody_receives() {
+    let listener = listener();
+    let mut crowd: Vec<TcpStream> = Vec::new();
+    for greeting in greetings().iter().cycle().take(200) {
+        let mut stream = connect(listener.address());
+        let _ = stream.write_all(greeting);
+        crowd.push(stream);
+    }
+    let asked = Instant::now();
+    let mut asking = connect(listener.address());
+    asking.write_all(&frame(&Message::Query(Query { session: SESSION, secret: [1; 16] }))).unwrap();
+    let mut answer = [0; 40];
+    asking.read_exact(&mut answer).unwrap();
+    assert_eq!(Header::decode(&answer).unwrap().kind, Kind::Outcome, "after {:?}", asked.elapsed());
 }

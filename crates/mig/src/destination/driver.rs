@@ -73,7 +73,7 @@ pub(super) fn run<I: Incoming>(
     let _hook = control.on_order(move |given| {
         let _ = order.try_send(given);
     });
-    desk.open();
+    let open = desk.open();
     let received = std::thread::scope(|scope| match await_source(desk.arrivals(), &orders, observer) {
         Ok((stream, hello)) => {
             Driver::new(scope, incoming, options, observer, desk, &orders, streams, stream, &hello)
@@ -82,6 +82,7 @@ pub(super) fn run<I: Incoming>(
         }
         Err(fault) => Received::NotReceived(fault),
     });
+    drop(open);
     if !matches!(received, Received::NotReceived(_)) {
         desk.clear();
     }

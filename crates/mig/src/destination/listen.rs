@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, SendTimeoutError, Sender};
 use mig_core::{Fault, Side, Step};
@@ -25,8 +25,13 @@ use crate::transport::{Address, Ear, Stream};
 /// How long a connection may take to say what it is.
 const INTRODUCTION: Duration = Duration::from_secs(2);
 const MAX_UNKNOWN: usize = 64;
+/// The stack of the thread that hears one: with a few hundred bytes all that a stranger costs.
+const STACK_BYTES: usize = 256 << 10;
 /// Connections that wait for a receive.
 const ARRIVALS: usize = 16;
+/// How long somebody whom a receive wants waits for one that is busy, or about to begin. A source waits for its
+/// answer as long.
+const HAND_OVER: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A receiver's address: what sources connect to.
@@ -49,6 +54,7 @@ impl Listener {
         let (arrived, arrivals) = channel::bounded(ARRIVALS);
         let desk = Arc::new(Desk {
             closed: AtomicBool::new(false),
+            receiving: AtomicBool::new(false),
             taken: AtomicBool::new(false),
             fates: Mutex::default(),
             arrived,
@@ -82,6 +88,8 @@ impl Drop for Listener {
 #[derive(Debug)]
 pub(super) struct Desk {
     closed: AtomicBool,
+    /// A receive is open.
+    receiving: AtomicBool,
     /// The guest is here: there is no room for another.
     taken: AtomicBool,
     fates: Mutex<Fates>,
@@ -115,9 +123,11 @@ impl Desk {
         &self.arrivals
     }
 
-    /// A receive begins: sources are welcome.
-    pub(super) fn open(&self) {
+    /// A receive begins, and lasts until what is returned is dropped: sources are welcome.
+    pub(super) fn open(&self) -> Open<'_> {
         self.taken.store(false, Ordering::Relaxed);
+        self.receiving.store(true, Ordering::Relaxed);
+        Open(self)
     }
 
     /// Notes what is known of a session; one that has ended is answered for here from now on.
@@ -166,13 +176,17 @@ impl Desk {
             }
             match ear.accept(POLL) {
                 Ok(Some(stream)) => {
-                    unknown.fetch_add(1, Ordering::Relaxed);
-                    let (desk, unknown) = (self.clone(), unknown.clone());
-                    std::thread::spawn(move || {
+                    let (desk, one) = (self.clone(), OneUnknown::new(&unknown));
+                    let hearing = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
                         desk.attend(stream);
                         // only now: a thread that waits for a busy coordinator counts too
-                        unknown.fetch_sub(1, Ordering::Relaxed);
+                        drop(one);
                     });
+                    // no thread to be had: this one is hung up on
+                    if let Err(error) = hearing {
+                        tracing::warn!(%error, "a connection cannot be heard");
+                        std::thread::sleep(POLL);
+                    }
                 }
                 Ok(None) => {}
                 // one connection's trouble, not the listener's (accept(2))
@@ -195,13 +209,54 @@ impl Desk {
         self.hand_over(arrival);
     }
 
+    /// Hands over what a receive wants to know. Who waits here counts as unknown, so nobody may for long: else
+    /// strangers would keep the ear from hearing a source.
     fn hand_over(&self, mut arrival: Arrival) {
-        while !self.is_closed() {
+        let patience = match arrival {
+            Arrival::Hello(..) | Arrival::Query(..) => HAND_OVER,
+            Arrival::Attach(..) if self.is_receiving() => HAND_OVER,
+            // that it came may be told, and need not be
+            Arrival::Stranger { .. } if self.is_receiving() => POLL,
+            Arrival::Attach(..) | Arrival::Stranger { .. } => return,
+            Arrival::Deaf(_) => Duration::MAX,
+        };
+        let began = Instant::now();
+        while !self.is_closed() && began.elapsed() < patience {
             match self.arrived.send_timeout(arrival, POLL) {
                 Err(SendTimeoutError::Timeout(back)) => arrival = back,
                 Ok(()) | Err(SendTimeoutError::Disconnected(_)) => return,
             }
         }
+    }
+
+    fn is_receiving(&self) -> bool {
+        self.receiving.load(Ordering::Relaxed)
+    }
+}
+
+/// An open receive.
+#[must_use]
+pub(super) struct Open<'a>(&'a Desk);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.receiving.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A connection that counts as unknown as long as this lives.
+struct OneUnknown(Arc<AtomicUsize>);
+
+impl OneUnknown {
+    fn new(unknown: &Arc<AtomicUsize>) -> Self {
+        unknown.fetch_add(1, Ordering::Relaxed);
+        Self(unknown.clone())
+    }
+}
+
+impl Drop for OneUnknown {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -38,7 +38,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let Some(arbiter) = self.arbiter.cloned() else { return };
         let (session, note) = (self.session, self.note.clone());
         std::thread::spawn(move || {
-            let claim: Claim = arbiter::claim(&*arbiter, &session, Side::Source);
+            let claim: Claim = arbiter::claim(&arbiter, &session, Side::Source);
             let _ = note.send(Note::Claimed(claim));
         });
     }

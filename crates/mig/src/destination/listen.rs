@@ -215,9 +215,9 @@ impl Desk {
         let patience = match arrival {
             Arrival::Hello(..) | Arrival::Query(..) => HAND_OVER,
             Arrival::Attach(..) if self.is_receiving() => HAND_OVER,
-            // that it came may be told, and need not be
-            Arrival::Stranger { .. } if self.is_receiving() => POLL,
-            Arrival::Attach(..) | Arrival::Stranger { .. } => return,
+            // that it came may be told, by the next receive too, and need not be
+            Arrival::Stranger { .. } => POLL,
+            Arrival::Attach(..) => return,
             Arrival::Deaf(_) => Duration::MAX,
         };
         let began = Instant::now();

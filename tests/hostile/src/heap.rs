@@ -29,24 +29,28 @@ pub struct Usage {
 
 // SAFETY: every call is handed on to the system's allocator as it is; the counters are not memory of it.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: the contract is the trait's, as the system's allocator has it.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
         // SAFETY: the caller's promises are handed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: the contract is the trait's, as the system's allocator has it.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
         // SAFETY: the caller's promises are handed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
+    // SAFETY: the contract is the trait's, as the system's allocator has it.
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         count(-(layout.size() as isize));
         // SAFETY: the caller's promises are handed on.
         unsafe { System.dealloc(memory, layout) }
     }
 
+    // SAFETY: the contract is the trait's, as the system's allocator has it.
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // both exist for a moment, or may
         count(bytes as isize);

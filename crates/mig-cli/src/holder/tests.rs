@@ -6,6 +6,7 @@ use mig::observe::Progress;
 use mig::{BoxError, Fault, Word};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Instant;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -15,6 +15,8 @@ mod handover;
 mod opening;
 mod rounds;
 
+pub use asking::wait_after;
+
 use std::time::Duration;
 
 use mig_wire::describe::Description;

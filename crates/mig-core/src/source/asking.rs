@@ -20,6 +20,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const REMEDY: &str = "it is asked again until it answers; or find out whether it runs the guest, and resolve: \
                       resume here if it certainly does not and never will, discard if it does";
 
+/// How long to wait for the next question to a destination that was asked so often in vain.
+pub fn wait_after(asked: u32) -> Duration {
+    match asked.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(doublings) => LONGEST_WAIT.min(FIRST_WAIT * (1 << doublings.min(8))),
+    }
+}
+
 impl Source {
     /// Commit was sent, and then `fault` happened.
     pub(super) fn in_doubt(&mut self, fault: Fault, since: Duration) -> Vec<Action> {
@@ -208,8 +216,6 @@ impl Source {
         if asking.lost || std::mem::replace(&mut asking.query_pending, true) {
             return Vec::new();
         }
-        let doublings = asking.asked.saturating_sub(1).min(8);
-        let wait = if asking.asked == 0 { Duration::ZERO } else { FIRST_WAIT * (1 << doublings) };
-        vec![Action::Query { after: wait.min(LONGEST_WAIT) }]
+        vec![Action::Query { after: wait_after(asking.asked) }]
     }
 }

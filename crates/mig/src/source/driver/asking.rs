@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::RecvTimeoutError;
+use mig_core::source::wait_after;
 use mig_core::{Claim, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::frame::Fate;
@@ -48,16 +49,13 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
 const RECALL_PATIENCE: Duration = Duration::from_secs(600);
 /// And while the receiver does not know of it: it may be about to be ready, or was started anew.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(30);
-/// The wait after the first question, which doubles with each, and the longest.
-const RECALL_WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 
 /// Asks for the copy of a guest that goes on here, until the destination has answered and so given it up. Nobody
 /// waits for that: the migration has ended.
 pub(super) fn recall(to: Address, query: Query) {
-    let [mut wait, longest] = RECALL_WAITS;
     let began = Instant::now();
     std::thread::spawn(move || {
-        loop {
+        for asked in 1.. {
             let patience = match ask(&to, query.clone()) {
                 Ok(Fate::Never | Fate::Running { .. } | Fate::Lost) => return,
                 Ok(Fate::Unknown) => UNKNOWN_PATIENCE,
@@ -66,8 +64,7 @@ pub(super) fn recall(to: Address, query: Query) {
             if began.elapsed() > patience {
                 return;
             }
-            std::thread::sleep(wait);
-            wait = longest.min(2 * wait);
+            std::thread::sleep(wait_after(asked));
         }
     });
 }

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_mp_state, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use mig::describe::Region;
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::cap::Caps;
-use crate::dirty::Slot;
+use crate::dirty::{Slot, WrittenPages};
 use crate::vcpu::SaveContext;
 
 pub(crate) const PAGE: u64 = 4096;
@@ -26,7 +25,7 @@ pub(crate) struct Machine {
     pub(crate) kvm: Kvm,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) vcpus: Vec<VcpuFd>,
-    pub(crate) memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+    pub(crate) memory: Arc<GuestMemoryMmap<WrittenPages>>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) caps: Caps,
     pub(crate) context: SaveContext,
@@ -80,7 +79,7 @@ impl Machine {
         vm.create_pit2(kvm_pit_config::default()).unwrap();
         let ranges: Vec<_> =
             regions.iter().map(|(start, pages)| (GuestAddress(*start), (pages * PAGE) as usize)).collect();
-        let memory = Arc::new(GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).unwrap());
+        let memory = Arc::new(GuestMemoryMmap::<WrittenPages>::from_ranges(&ranges).unwrap());
         let slots: Vec<Slot> =
             memory.iter().zip(0..).map(|(region, slot)| slot_of(&memory, region, slot)).collect();
         for slot in &slots {
@@ -134,7 +133,7 @@ pub(crate) fn run_to_end(vcpu: &mut VcpuFd) {
     vcpu.set_kvm_immediate_exit(0);
 }
 
-fn slot_of(memory: &GuestMemoryMmap<AtomicBitmap>, region: &impl GuestMemoryRegion, slot: u32) -> Slot {
+fn slot_of(memory: &GuestMemoryMmap<WrittenPages>, region: &impl GuestMemoryRegion, slot: u32) -> Slot {
     let guest_address = region.start_addr().0;
     let host_address = memory.get_host_address(region.start_addr()).unwrap() as u64;
     Slot { slot, region: Region { guest_address, bytes: region.len() }, host_address }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mig::describe::Region;
-use vm_memory::bitmap::AtomicBitmap;
+use mig_kvm::dirty::WrittenPages;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
@@ -15,7 +15,7 @@ use vm_memory::{
 use vmm_sys_util::errno;
 
 /// Guest memory, with the VMM's own writes tracked.
-pub type Ram = GuestMemoryMmap<AtomicBitmap>;
+pub type Ram = GuestMemoryMmap<WrittenPages>;
 
 /// What one thread faults in at a time.
 const PREFAULT_BYTES: usize = 64 << 20;
@@ -61,7 +61,7 @@ pub fn map(regions: &[Region]) -> Result<Ram, MemoryError> {
     Ram::from_regions(mapped).map_err(failed)
 }
 
-fn map_one(region: &Region) -> Result<GuestRegionMmap<AtomicBitmap>, MemoryError> {
+fn map_one(region: &Region) -> Result<GuestRegionMmap<WrittenPages>, MemoryError> {
     let Region { guest_address, bytes } = *region;
     let failed = |source| MemoryError::Map { guest_address, bytes, source };
     let size = usize::try_from(bytes).map_err(|_| failed(FromRangesError::InvalidGuestRegion))?;
@@ -76,13 +76,13 @@ fn map_one(region: &Region) -> Result<GuestRegionMmap<AtomicBitmap>, MemoryError
 /// A mapping that starts at a huge page. Linux aligns large ones by itself (6.7 and later); before, mappings
 /// grow downwards from one another, so that a filler of the odd size below the first try puts the second
 /// right. A third is not worth having: the guest then has small pages at its ends.
-fn aligned(size: usize) -> Result<MmapRegion<AtomicBitmap>, vm_memory::mmap::MmapRegionError> {
+fn aligned(size: usize) -> Result<MmapRegion<WrittenPages>, vm_memory::mmap::MmapRegionError> {
     let first = MmapRegion::new(size)?;
     let odd = (first.as_ptr() as usize).wrapping_sub(size) % HUGE_PAGE_BYTES;
     if size < HUGE_PAGE_BYTES || (first.as_ptr() as usize).is_multiple_of(HUGE_PAGE_BYTES) || odd == 0 {
         return Ok(first);
     }
-    let _filler = MmapRegion::<AtomicBitmap>::new(odd)?;
+    let _filler = MmapRegion::<WrittenPages>::new(odd)?;
     MmapRegion::new(size)
 }
 
@@ -113,7 +113,7 @@ pub fn prefault(memory: &Ram) -> Result<(), MemoryError> {
     }
 }
 
-fn pieces(region: &GuestRegionMmap<AtomicBitmap>) -> impl Iterator<Item = (usize, usize)> + use<> {
+fn pieces(region: &GuestRegionMmap<WrittenPages>) -> impl Iterator<Item = (usize, usize)> + use<> {
     let (start, size) = (region.as_ptr() as usize, region.size());
     (0..size).step_by(PREFAULT_BYTES).map(move |at| (start + at, PREFAULT_BYTES.min(size - at)))
 }
@@ -141,6 +141,7 @@ pub(crate) fn available_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
+    use vm_memory::bitmap::Bitmap;
 
     use super::*;
     use crate::layout;
@@ -156,8 +157,8 @@ mod tests {
         assert_eq!(code, 0);
         assert!(resident.iter().all(|r| r & 1 == 1), "every page is resident");
         assert_eq!(memory.read_obj::<u64>(GuestAddress(5 << 20)).unwrap(), 0);
-        let mapping: &MmapRegion<AtomicBitmap> = region;
-        assert!(!mapping.bitmap().is_addr_set(5 << 20));
+        let mapping: &MmapRegion<WrittenPages> = region;
+        assert!(!mapping.bitmap().dirty_at(5 << 20));
     }
 
     #[test]

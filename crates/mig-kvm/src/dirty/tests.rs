@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use mig::bitmap::runs;
 use mig::domain::CHUNK_PAGES;
 use vm_memory::Bytes;
+use vm_memory::bitmap::AtomicBitmap;
 
 use super::*;
 use crate::testing::{CODE, Machine, PAGE, REGIONS};
@@ -99,6 +100,27 @@ fn what_this_process_writes_is_found_once() {
         assert_eq!(sync(&mut log), BTreeSet::from([8, 9, 1536, 1537]), "{protection:?}");
         assert_eq!(sync(&mut log), BTreeSet::new());
     }
+}
+
+#[test]
+fn the_bitmap_of_vm_memory_itself_serves_too() {
+    let Some(machine) = Machine::new(1) else { return };
+    let ranges = REGIONS.map(|(start, pages)| (GuestAddress(start), (pages * PAGE) as usize));
+    let memory = Arc::new(GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).unwrap());
+    let mut slots = machine.slots.clone();
+    for (slot, region) in slots.iter_mut().zip(memory.iter()) {
+        slot.host_address = region.as_ptr() as u64;
+    }
+    let log = DirtyLog::new(machine.vm.clone(), slots, memory.clone(), &machine.caps).unwrap();
+    let taken = || {
+        let mut dirty = Bitmap::empty(&domain());
+        log.own_writes(&mut dirty);
+        pages(&dirty)
+    };
+    memory.write_slice(&[1; 5000], GuestAddress(1025 * PAGE - 1)).unwrap();
+    memory.write_obj(7u64, GuestAddress(REGIONS[1].0 + 699 * PAGE)).unwrap();
+    assert_eq!(taken(), BTreeSet::from([1024, 1025, 1026, 1536 + 699]));
+    assert_eq!(taken(), BTreeSet::new());
 }
 
 #[test]

@@ -25,7 +25,7 @@ mod tests;
 
 use std::fmt;
 
-use vm_memory::bitmap::AtomicBitmap;
+use mig_kvm::dirty::WrittenPages;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
 pub use entry::{Entry, VcpuEntry};
@@ -55,7 +55,7 @@ pub mod exit_code {
 }
 
 /// The memory of a guest, with the writes of the VMM tracked.
-pub type Memory = GuestMemoryMmap<AtomicBitmap>;
+pub type Memory = GuestMemoryMmap<WrittenPages>;
 
 /// What lies in the memory of an idle guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

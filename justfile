@@ -26,3 +26,7 @@ lint:
 # The benchmarks
 bench:
     cargo bench -p mig-benches
+
+# Measures live migrations on this machine and writes target/report/report.md
+report *options:
+    cargo run --release -p mig-benches --bin report -- {{options}}

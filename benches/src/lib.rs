@@ -1,1 +1,19 @@
-//! Benchmarks: see `benches/`.
+//! What the benches and the report share: the real programs as processes, a raw-socket copy as the yardstick,
+//! and what becomes of the figures.
+//!
+//! `docs/benchmarks/README.md` says what each figure means.
+
+pub mod child;
+pub mod events;
+pub mod host;
+pub mod memory;
+pub mod migration;
+pub mod netns;
+pub mod plot;
+pub mod process;
+pub mod programs;
+pub mod record;
+pub mod sets;
+pub mod spread;
+pub mod text;
+pub mod yardstick;

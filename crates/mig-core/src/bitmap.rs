@@ -154,8 +154,8 @@ fn word_of(page: u64) -> usize {
     usize::try_from(page / 64).unwrap_or(usize::MAX)
 }
 
-/// The words that a run touches, with the mask of its bits in each.
-fn masks(run: PageRun) -> impl Iterator<Item = (usize, u64)> {
+/// The words that a run touches, by their indices, with the mask of its bits in each.
+pub fn masks(run: PageRun) -> impl Iterator<Item = (usize, u64)> {
     let end = run.first + run.count;
     (run.first / 64..end.div_ceil(64)).map(move |word| {
         let low = run.first.max(word * 64) - word * 64;

@@ -50,6 +50,9 @@ pub(crate) enum ReadError {
     Wire(WireError),
     #[error("the peer breaks the protocol: {0}")]
     Order(&'static str),
+    /// Nothing of the connection's.
+    #[error("this host has no memory for the guest's pages: {0}")]
+    Memory(io::Error),
 }
 
 impl From<io::Error> for ReadError {
@@ -72,11 +75,13 @@ impl ReadError {
         let blame = match self {
             Self::Closed | Self::Late | Self::Io(_) => Blame::Network,
             Self::Wire(_) | Self::Order(_) => Blame::Peer,
+            Self::Memory(_) => Blame::Local,
         };
         let remedy = match self {
             Self::Closed | Self::Late | Self::Io(_) => "check the other side and the network between",
             Self::Wire(WireError::NotOurs { .. }) => "check host and port: something else listens there",
             Self::Wire(_) | Self::Order(_) => "use the same version on both sides",
+            Self::Memory(_) => "free memory on the destination, or take another",
         };
         Fault::new(side, step, blame, self.to_string()).remedy(remedy)
     }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
+use std::io;
 use std::sync::Arc;
 
 use mig_core::bitmap::PageRun;
@@ -27,6 +28,7 @@ struct Mapping {
 #[derive(Clone)]
 pub struct GuestRam {
     mappings: Arc<[Mapping]>,
+    skips_untouched: bool,
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
@@ -61,7 +63,15 @@ impl GuestRam {
                     .expect("mmap regions are mapped"),
             })
             .collect();
-        Self { mappings, _owner: memory }
+        Self { mappings, skips_untouched: false, _owner: memory }
+    }
+
+    /// The owner's word that this memory is private, anonymous and filled through its mappings only: no file,
+    /// no other process and no `userfaultfd` stands behind it. Then a page that was never touched is known to
+    /// be zero, and a source neither reads it nor has the host find a page for it.
+    #[must_use]
+    pub fn skip_untouched(self) -> Self {
+        Self { skips_untouched: true, ..self }
     }
 
     /// The regions, ascending.
@@ -104,6 +114,35 @@ impl Pages {
     /// `self` lives.
     pub(crate) fn iovec(&self, run: PageRun) -> libc::iovec {
         libc::iovec { iov_base: self.host(run).cast(), iov_len: run.count as usize * PAGE }
+    }
+
+    /// Whether the owner lets pages that were never touched count as zeros.
+    pub(crate) fn skips_untouched(&self) -> bool {
+        self.ram.skips_untouched
+    }
+
+    /// Where a run of pages lies among all pages of this process's address space: its index in
+    /// `/proc/self/pagemap`.
+    pub(crate) fn host_page(&self, run: PageRun) -> u64 {
+        self.host(run) as u64 / PAGE_BYTES
+    }
+
+    /// Has the host find memory for a run of pages, in as large pieces as it may, changing no content.
+    ///
+    /// # Errors
+    /// The host has none (ENOMEM), or what it had is broken (EHWPOISON).
+    pub(crate) fn populate(&self, run: PageRun) -> io::Result<()> {
+        let (start, bytes) = (self.host(run).cast(), run.count as usize * PAGE);
+        // SAFETY: the range lies in one mapping, which stays while `self` lives; populating it changes no content.
+        match unsafe { libc::madvise(start, bytes, libc::MADV_POPULATE_WRITE) } {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                // Linux before 5.14 does not know the advice, and some mappings do not take it: their pages come
+                // when they are written.
+                e if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EAGAIN)) => Ok(()),
+                e => Err(e),
+            },
+        }
     }
 
     /// Whether a page holds nothing but zeros.
@@ -180,6 +219,22 @@ pub(crate) mod tests {
         pages.clear(1);
         assert_eq!([0, 1, 2].map(|p| pages.is_zero(p)), [false, true, false]);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE as u64 - 1)).unwrap(), 0xff);
+    }
+
+    #[test]
+    fn populated_pages_are_resident_and_keep_what_they_held() {
+        let (memory, pages) = two_regions(64, 1);
+        memory.write_obj(5u8, GuestAddress(9 * 4096)).unwrap();
+        let run = PageRun { first: 8, count: 16 };
+        pages.populate(run).unwrap();
+        let mut resident = [0u8; 64];
+        let start = pages.host(PageRun { first: 0, count: 64 }).cast();
+        // SAFETY: the array has a byte for each page of the mapping.
+        assert_eq!(unsafe { libc::mincore(start, 64 * PAGE, resident.as_mut_ptr()) }, 0);
+        assert!(resident[8..24].iter().all(|r| r & 1 == 1), "{resident:?}");
+        assert_eq!(resident.iter().filter(|r| **r & 1 == 1).count(), 16);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(9 * 4096)).unwrap(), 5);
+        assert!(pages.is_zero(10));
     }
 
     #[test]

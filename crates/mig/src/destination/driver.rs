@@ -18,8 +18,9 @@ use mig_wire::hello::{Attach, Hello, MAX_CHANNELS, Query, session_tag};
 use mig_wire::{Description, Message};
 
 use super::fates::{Known, same};
+use super::filled::Filled;
 use super::listen::{Arrival, Desk, Listener, tell};
-use super::worker::{Filled, Worker, local};
+use super::worker::{Worker, local};
 use super::{HeldCopy, ReceiveOptions, ReceiveReport, Received};
 use crate::arbiter::{self, Arbiter};
 use crate::control::{Control, Order};
@@ -382,6 +383,7 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             .encode(0, tag)
             .map_err(std::io::Error::other)
             .and_then(|frame| stream.write_all(&frame))
+            .and_then(|()| stream.fit_to_pages(self.attached.len()))
             .and_then(|()| stream.try_clone());
         match ready {
             Ok(closer) => self.streams.add(closer),

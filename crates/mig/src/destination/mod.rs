@@ -2,6 +2,7 @@
 
 mod driver;
 mod fates;
+mod filled;
 mod listen;
 mod worker;
 

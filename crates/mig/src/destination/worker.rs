@@ -1,7 +1,5 @@
 //! A page channel's receiving thread: frames in, pages in place.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crossbeam::channel::Sender;
 use mig_core::bitmap::PageRun;
 use mig_core::progress::PageCounts;
@@ -11,32 +9,14 @@ use mig_wire::header::{HEADER_BYTES, Header, Kind};
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
 
 use super::driver::Note;
+use super::filled::Filled;
 use crate::link::{ReadError, read_header};
 use crate::memory::Pages;
 use crate::source::channel_of;
 use crate::transport::Stream;
 
-/// The pages that were received with content, so that only those need clearing when they become zero.
-#[derive(Debug)]
-pub(super) struct Filled {
-    words: Vec<AtomicU64>,
-}
-
-impl Filled {
-    pub(super) fn new(end_page: u64) -> Self {
-        Self { words: (0..end_page.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
-    }
-
-    /// Marks a page; one channel alone serves it, so relaxed order is enough.
-    fn fill(&self, page: u64) {
-        self.words[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
-    }
-
-    fn unfill(&self, page: u64) -> bool {
-        let bit = 1 << (page % 64);
-        self.words[(page / 64) as usize].fetch_and(!bit, Ordering::Relaxed) & bit != 0
-    }
-}
+/// Runs of fewer pages are faulted in by the read: that costs no more than asking for them first.
+const MIN_POPULATED_PAGES: u64 = 8;
 
 /// A page channel.
 pub(super) struct Worker<'a> {
@@ -135,10 +115,22 @@ impl Worker<'_> {
         for run in &buffers.runs {
             self.check(run)?;
         }
-        let raw = buffers.runs.iter().filter(|r| r.encoding == Encoding::Raw);
-        let raw = raw.map(|r| PageRun { first: r.first_page, count: u64::from(r.count) });
+        let raw = buffers.runs.iter().filter(|r| r.encoding == Encoding::Raw).map(pages_of);
+        for run in raw.clone() {
+            self.make_room(run)?;
+        }
         self.stream.read_pages(self.pages, raw, &mut buffers.vectors).map_err(ReadError::from)?;
         Ok(self.note_placed(&buffers.runs))
+    }
+
+    /// Has the host find memory for pages that come for the first time, before the socket is read: faulted in
+    /// by the read itself, they would keep the socket locked while they are cleared, and a host without
+    /// memory would kill this process rather than say so.
+    fn make_room(&self, run: PageRun) -> Result<(), ReadError> {
+        if run.count < MIN_POPULATED_PAGES || self.filled.contains(run.first) {
+            return Ok(());
+        }
+        self.pages.populate(run).map_err(ReadError::Memory)
     }
 
     fn check(&self, run: &Run) -> Result<(), ReadError> {
@@ -162,20 +154,24 @@ impl Worker<'_> {
     fn note_placed(&self, runs: &[Run]) -> PageCounts {
         let mut counts = PageCounts::default();
         for run in runs {
-            let range = run.first_page..run.first_page + u64::from(run.count);
+            let pages = pages_of(run);
             match run.encoding {
                 Encoding::Raw => {
-                    counts.raw += u64::from(run.count);
-                    range.for_each(|page| self.filled.fill(page));
+                    counts.raw += pages.count;
+                    self.filled.fill(pages);
                 }
                 Encoding::Zero => {
-                    counts.zero += u64::from(run.count);
-                    range.filter(|page| self.filled.unfill(*page)).for_each(|page| self.pages.clear(page));
+                    counts.zero += pages.count;
+                    self.filled.unfill(pages, |page| self.pages.clear(page));
                 }
             }
         }
         counts
     }
+}
+
+fn pages_of(run: &Run) -> PageRun {
+    PageRun { first: run.first_page, count: u64::from(run.count) }
 }
 
 #[derive(Default)]

@@ -419,8 +419,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             return;
         }
         let tag = session_tag(&self.session);
+        let count = channels.len();
         for stream in channels {
-            match stream.try_clone() {
+            match stream.fit_to_pages(count).and_then(|()| stream.try_clone()) {
                 Ok(closer) => self.streams.add(closer),
                 Err(error) => return self.feed(Event::Failed(local(Step::Attach, error))),
             }

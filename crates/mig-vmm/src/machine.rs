@@ -240,7 +240,7 @@ impl SourceVm for Machine {
     }
 
     fn memory(&self) -> GuestRam {
-        GuestRam::from_vm_memory(self.platform.memory.clone())
+        GuestRam::from_vm_memory(self.platform.memory.clone()).skip_untouched()
     }
 
     fn pause_costs(&self) -> PauseCosts {

@@ -1,24 +1,16 @@
-//! Guest memory: anonymous, private, on huge pages where the host has them, and faulted in before it is
-//! needed: a fault costs the guest, or a page's arrival, tens of times more than touching it here.
+//! Guest memory: anonymous, private, on huge pages where the host has them. None is taken from the host before
+//! the guest touches it, or a page of it arrives.
 
 #![allow(unsafe_code)]
-
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mig::describe::Region;
 use mig_kvm::dirty::WrittenPages;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-};
-use vmm_sys_util::errno;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// Guest memory, with the VMM's own writes tracked.
 pub type Ram = GuestMemoryMmap<WrittenPages>;
 
-/// What one thread faults in at a time.
-const PREFAULT_BYTES: usize = 64 << 20;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Why there is no memory for a guest.
@@ -34,12 +26,6 @@ pub enum MemoryError {
     },
     #[error("the guest is to have {bytes} bytes, and the host has {available_bytes} available")]
     NotAvailable { bytes: u64, available_bytes: u64 },
-    #[error("the host has no {bytes} bytes of memory to back the guest with")]
-    Populate {
-        bytes: u64,
-        #[source]
-        source: errno::Error,
-    },
 }
 
 /// Maps the regions: zeros.
@@ -86,51 +72,6 @@ fn aligned(size: usize) -> Result<MmapRegion<WrittenPages>, vm_memory::mmap::Mma
     MmapRegion::new(size)
 }
 
-/// Faults all memory in, on as many threads as the host has cores.
-///
-/// # Errors
-/// [`MemoryError::Populate`] when the host has not so much.
-pub fn prefault(memory: &Ram) -> Result<(), MemoryError> {
-    let pieces: Vec<(usize, usize)> = memory.iter().flat_map(pieces).collect();
-    let next = AtomicUsize::new(0);
-    let failed = Mutex::new(None);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(pieces.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(&(address, bytes)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(e) = populate(address, bytes) {
-                        failed.lock().unwrap_or_else(|e| e.into_inner()).replace(e);
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
-        None => Ok(()),
-        Some(source) => Err(MemoryError::Populate { bytes: memory.iter().map(|r| r.len()).sum(), source }),
-    }
-}
-
-fn pieces(region: &GuestRegionMmap<WrittenPages>) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let (start, size) = (region.as_ptr() as usize, region.size());
-    (0..size).step_by(PREFAULT_BYTES).map(move |at| (start + at, PREFAULT_BYTES.min(size - at)))
-}
-
-fn populate(address: usize, bytes: usize) -> Result<(), errno::Error> {
-    // SAFETY: the range lies in a mapping of guest memory, which the caller holds; populating it changes no
-    // content.
-    match unsafe { libc::madvise(address as *mut libc::c_void, bytes, libc::MADV_POPULATE_WRITE) } {
-        0 => Ok(()),
-        _ => match errno::Error::last() {
-            // Linux before 5.14 does not know the advice: pages come when they are touched.
-            e if e.errno() == libc::EINVAL => Ok(()),
-            e => Err(e),
-        },
-    }
-}
-
 /// Bytes of memory the host could give (`MemAvailable`), where it says.
 pub(crate) fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -140,26 +81,10 @@ pub(crate) fn available_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
-    use vm_memory::bitmap::Bitmap;
+    use vm_memory::GuestMemoryBackend;
 
     use super::*;
     use crate::layout;
-
-    #[test]
-    fn prefaulted_memory_is_resident_zero_and_unmarked() {
-        let memory = map(&layout::regions(6 << 20)).unwrap();
-        prefault(&memory).unwrap();
-        let region = memory.iter().next().unwrap();
-        let mut resident = vec![0u8; 6 << 8];
-        // SAFETY: the vector has a byte for each page of the mapping.
-        let code = unsafe { libc::mincore(region.as_ptr().cast(), region.size(), resident.as_mut_ptr()) };
-        assert_eq!(code, 0);
-        assert!(resident.iter().all(|r| r & 1 == 1), "every page is resident");
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(5 << 20)).unwrap(), 0);
-        let mapping: &MmapRegion<WrittenPages> = region;
-        assert!(!mapping.bitmap().dirty_at(5 << 20));
-    }
 
     #[test]
     fn memory_starts_at_a_huge_page() {

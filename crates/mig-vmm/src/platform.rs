@@ -62,12 +62,11 @@ pub(crate) fn check_size(memory_bytes: u64, vcpus: u32) -> Result<u8, VmmError> 
 }
 
 impl Platform {
-    /// Makes everything; memory is zero and faulted in, vCPUs are as after a reset, without CPUID.
+    /// Makes everything; memory is zero and not touched, vCPUs are as after a reset, without CPUID.
     pub(crate) fn new(memory_bytes: u64, vcpus: u32, console: Console) -> Result<Self, VmmError> {
         let count = check_size(memory_bytes, vcpus)?;
         let kvm = open_kvm()?;
         let memory = Arc::new(memory::map(&layout::regions(memory_bytes))?);
-        memory::prefault(&memory)?;
 
         let vm = Arc::new(kvm.create_vm().map_err(VmmError::kvm("creating a VM"))?);
         let caps = Caps::probe(&kvm, &vm)?;

@@ -144,7 +144,8 @@ pub trait Incoming {
     /// The guest it makes.
     type Vm: DestinationVm;
 
-    /// Makes everything that can be made before the pause: VM, vCPUs, devices, prefaulted memory.
+    /// Makes everything that can be made before the pause: VM, vCPUs, devices. Memory need not be faulted in:
+    /// the engine does so as pages arrive, on every channel at once.
     ///
     /// # Errors
     /// Every reason, not the first only: the source shows them all.

@@ -23,6 +23,7 @@ pub mod source;
 mod stall;
 mod streams;
 pub mod transport;
+mod untouched;
 
 pub use arbiter::{Arbiter, LeaseFile};
 pub use control::Control;

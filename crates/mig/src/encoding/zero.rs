@@ -5,13 +5,21 @@ use mig_core::progress::PageCounts;
 use mig_wire::pages::{Encoding, Run};
 
 use crate::memory::Pages;
+use crate::untouched::Untouched;
 
-/// Appends the runs of `run` to `table`, adjacent pages of one kind together.
-pub(crate) fn classify(pages: &Pages, run: PageRun, table: &mut Vec<Run>) -> PageCounts {
+/// Appends the runs of `run` to `table`, adjacent pages of one kind together. Untouched pages are not read.
+pub(crate) fn classify(
+    pages: &Pages,
+    run: PageRun,
+    untouched: &mut Untouched,
+    table: &mut Vec<Run>,
+) -> PageCounts {
     let mut counts = PageCounts::default();
     let first_of_run = table.len();
+    untouched.look(pages, run);
     for page in run.first..run.first + run.count {
-        let encoding = if pages.is_zero(page) { Encoding::Zero } else { Encoding::Raw };
+        let zero = untouched.contains(page) || pages.is_zero(page);
+        let encoding = if zero { Encoding::Zero } else { Encoding::Raw };
         match encoding {
             Encoding::Zero => counts.zero += 1,
             Encoding::Raw => counts.raw += 1,
@@ -38,7 +46,8 @@ mod tests {
             memory.write_obj(1u8, GuestAddress(page * 4096 + 4095)).unwrap();
         }
         let mut table = Vec::new();
-        let counts = classify(&pages, PageRun { first: 1, count: 6 }, &mut table);
+        let mut untouched = Untouched::new(&pages);
+        let counts = classify(&pages, PageRun { first: 1, count: 6 }, &mut untouched, &mut table);
         let shape: Vec<_> = table.iter().map(|r| (r.first_page, r.count, r.encoding)).collect();
         assert_eq!(
             shape,

@@ -12,6 +12,7 @@ use crate::encoding::zero;
 use crate::link::ReadError;
 use crate::memory::Pages;
 use crate::transport::Stream;
+use crate::untouched::Untouched;
 
 /// What a worker is to do.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub(super) struct Worker<'a> {
     sequence: u64,
     counts: PageCounts,
     bytes: u64,
+    untouched: Untouched,
     table: Vec<Run>,
     head: Vec<u8>,
     vectors: Vec<libc::iovec>,
@@ -53,6 +55,7 @@ impl<'a> Worker<'a> {
             sequence: 1,
             counts: PageCounts::default(),
             bytes: 0,
+            untouched: Untouched::new(pages),
             table: Vec::new(),
             head: Vec::new(),
             vectors: Vec::new(),
@@ -83,7 +86,7 @@ impl<'a> Worker<'a> {
     fn send(&mut self, round: u32, runs: &[PageRun]) -> std::io::Result<()> {
         self.table.clear();
         for run in runs {
-            self.counts += zero::classify(self.pages, *run, &mut self.table);
+            self.counts += zero::classify(self.pages, *run, &mut self.untouched, &mut self.table);
         }
         let payload: usize = self.table.iter().map(Run::payload_bytes).sum();
         let length = pages::table_bytes(self.table.len()) + payload;

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::Memory;
+use crate::model::{self, Content};
 use crate::yardstick;
 
 const ROLE: &str = "MIG_BENCHES_CHILD";
@@ -26,6 +27,15 @@ pub enum Role {
     },
     /// Receive bytes into memory.
     Receive(yardstick::Receive),
+    /// Move a guest without KVM away.
+    SendModel {
+        /// How large it is.
+        pages: u64,
+        /// What is in it.
+        content: Content,
+    },
+    /// Take it.
+    TakeModel,
 }
 
 /// Does a child's work and ends, if this process is one.
@@ -37,6 +47,8 @@ pub fn run_if_asked() {
                 Role::Warm(bytes) => Memory::new(bytes)?.populate(),
                 Role::Send { bytes } => yardstick::send(bytes),
                 Role::Receive(receive) => yardstick::receive(&receive),
+                Role::SendModel { pages, content } => model::send(pages, content),
+                Role::TakeModel => model::take(),
             },
         );
     if let Err(error) = &done {
@@ -79,7 +91,8 @@ impl Talking {
     /// # Errors
     /// It does not start.
     pub fn start(mut command: Command) -> Result<Self> {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("starting {}", command.get_program().display()))?;
         let input = child.stdin.take().context("its input is piped")?;
         let output = BufReader::new(child.stdout.take().context("its output is piped")?);
         Ok(Self { child, input, output })
@@ -102,6 +115,16 @@ impl Talking {
             Some(heard) => Ok(heard),
             None => bail!("a child ended: {}", self.child.wait()?),
         }
+    }
+
+    /// Waits for its end, which is to be a good one.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn wait(&mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        ensure!(status.success(), "a child ended: {status}");
+        Ok(())
     }
 }
 

@@ -3,11 +3,13 @@
 //!
 //! `docs/benchmarks/README.md` says what each figure means.
 
+pub mod callgrind;
 pub mod child;
 pub mod events;
 pub mod host;
 pub mod memory;
 pub mod migration;
+pub mod model;
 pub mod netns;
 pub mod plot;
 pub mod process;

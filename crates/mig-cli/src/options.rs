@@ -105,9 +105,10 @@ pub struct SendOptions {
     /// The most rounds before the pause [default: 30]
     #[arg(long, requires = "move", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
-    /// Connections that carry pages, 1 to 64 [default: 2]
-    #[arg(long, requires = "move", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub channels: Option<u16>,
+    /// Connections that carry pages: 1 to 64, or auto for as many as suit the cores of both hosts, 2 to 8
+    /// [default: auto]
+    #[arg(long, requires = "move", value_name = "N|auto")]
+    pub channels: Option<Channels>,
     /// Compare digests of all memory on both sides before the guest is handed over
     #[arg(long, requires = "move")]
     pub verify: bool,
@@ -128,6 +129,22 @@ pub struct SendOptions {
     /// Print events as JSON, an object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// How many page channels: a number, or none for `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Channels(pub Option<u16>);
+
+impl std::str::FromStr for Channels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = || text.parse().ok().filter(|number| (1..=64).contains(number));
+        match text {
+            "auto" => Ok(Self(None)),
+            _ => number().map(|n| Self(Some(n))).ok_or_else(|| "give 1 to 64, or auto".into()),
+        }
+    }
 }
 
 /// Receive a running guest from a mig-send, and run it.
@@ -163,7 +180,7 @@ impl SendOptions {
             to: to.to_string(),
             downtime_ms: self.downtime.map(whole_ms),
             max_rounds: self.max_rounds,
-            channels: self.channels,
+            channels: self.channels.and_then(|c| c.0),
             verify: Some(self.verify),
             guest_time: Some(self.guest_time),
             progress: true,
@@ -258,6 +275,13 @@ mod tests {
     }
 
     #[test]
+    fn channels_are_a_number_or_left_to_both_hosts() {
+        let channels = |line| send(line).unwrap().migrate(&"tcp:h:1".parse().unwrap()).channels;
+        assert_eq!(channels("--to tcp:h:1 --guest idle --channels 64"), Some(64));
+        assert_eq!(channels("--to tcp:h:1 --guest idle --channels auto"), None);
+    }
+
+    #[test]
     fn what_is_not_given_has_the_documented_default() {
         let options = send("--to tcp:h:1 --guest idle").unwrap();
         assert_eq!((options.memory, options.cpus, options.after), (1 << 30, 2, Duration::from_secs(2)));
@@ -265,12 +289,12 @@ mod tests {
         assert_eq!(settings.guest_time, mig_vmm::GuestTime::Advance);
         let engine = settings.engine;
         assert_eq!(engine.policy, mig::policy::Policy::default());
-        assert_eq!((engine.channels, engine.verify), (2, false));
+        assert_eq!((engine.channels, engine.verify), (None, false));
         let help = <SendOptions as clap::CommandFactory>::command().render_long_help().to_string();
         for word in [
             "300ms",
             "default: 30",
-            "default: 2]",
+            "default: auto]",
             "dirtier",
             "in doubt",
             "unix:PATH",
@@ -297,6 +321,8 @@ mod tests {
             "--guest idle --to tcp:h:1 --cpus 0",
             "--guest idle --to tcp:h:1 --cpus 33",
             "--guest idle --to tcp:h:1 --channels 65",
+            "--guest idle --to tcp:h:1 --channels 0",
+            "--guest idle --to tcp:h:1 --channels many",
             "--guest idle --to tcp:h:1 --memory big",
             "--guest idle --to tcp:h:1 --after 5",
             "--guest idle --to tcp:h:1 --initrd i",

@@ -134,6 +134,7 @@ pub struct Received {
 pub struct Destination {
     secret: Secret,
     channels: u16,
+    suited_channels: u16,
     arbiter: Option<ArbiterId>,
     verify: bool,
     /// Chunks of the accepted guest.
@@ -187,8 +188,22 @@ impl Destination {
     /// A machine that waits for a source. `secret` must be new for each; `channels` is the most it grants;
     /// `arbiter` decides in doubt, and the source must use the same one.
     pub fn new(secret: Secret, channels: u16, arbiter: Option<ArbiterId>) -> Self {
-        let stage = Stage::AwaitingHello;
-        Self { secret, channels, arbiter, verify: false, chunks: 0, received: Received::default(), stage }
+        Self {
+            secret,
+            channels,
+            suited_channels: channels,
+            arbiter,
+            verify: false,
+            chunks: 0,
+            received: Received::default(),
+            stage: Stage::AwaitingHello,
+        }
+    }
+
+    /// What it grants a source that leaves the number of channels to both sides: 1 or more.
+    #[must_use]
+    pub fn suited_channels(self, suited_channels: u16) -> Self {
+        Self { suited_channels, ..self }
     }
 
     /// Whether it is over.
@@ -317,7 +332,9 @@ impl Destination {
         let optional = hello.optional & !Capabilities::ARBITER.bits();
         let capabilities = (hello.required | optional) & CAPABILITIES.bits();
         self.verify = capabilities & Capabilities::VERIFY.bits() != 0;
-        self.channels = self.channels.min(hello.channels);
+        let suited = capabilities & Capabilities::SUITED_CHANNELS.bits() != 0;
+        let most = if suited { self.channels.min(self.suited_channels) } else { self.channels };
+        self.channels = most.min(hello.channels);
         self.stage = Stage::AwaitingDescription;
         let welcome = Welcome { version, capabilities, channels: self.channels, secret: self.secret };
         vec![

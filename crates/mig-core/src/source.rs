@@ -37,6 +37,8 @@ pub struct SourceConfig {
     pub policy: Policy,
     /// Page channels to ask for.
     pub channels: u16,
+    /// Whether the destination is to grant fewer where those suit it better.
+    pub suited_channels: bool,
     /// Whether digests of all memory are compared.
     pub verify: bool,
     /// Names this migration.

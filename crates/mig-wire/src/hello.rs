@@ -28,6 +28,9 @@ bitflags! {
         const VERIFY = 1;
         /// An arbiter, the same on both sides, decides who may run the guest.
         const ARBITER = 2;
+        /// The number of page channels is what suits the source's cores: a destination grants as many as suit
+        /// its own, if those are fewer.
+        const SUITED_CHANNELS = 4;
     }
 }
 

@@ -92,7 +92,7 @@ fn a_writing_guest_moves_and_every_digest_agrees() {
     for channels in [1, 2, 5] {
         let vm = Model::running(6000, BUSY, Flaw::None);
         let notebook = Notebook::default();
-        let options = SourceOptions { channels, ..verified() };
+        let options = SourceOptions { channels: Some(channels), ..verified() };
         let (outcome, received) = move_between(vm, Host::default(), &options, &Control::new(), &notebook);
         let Outcome::Moved(report) = outcome else { panic!("{}", name(&outcome)) };
         let Received::Running { vm, report: receipt } = received else { panic!("not running") };

@@ -101,6 +101,7 @@ impl Host {
             Source::new(SourceConfig {
                 policy: Policy { max_rounds: 5, ..Policy::default() },
                 channels: 2,
+                suited_channels: false,
                 verify: true,
                 session: seeds::SESSION,
                 arbiter: arbitrated.then_some(seeds::ARBITER),

@@ -66,7 +66,7 @@ pub struct Migrate {
     /// The most rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_rounds: Option<u32>,
-    /// Page channels.
+    /// Page channels; as many as suit both hosts where it is left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<u16>,
     /// Compare digests of all memory.
@@ -213,15 +213,14 @@ impl Migrate {
             max_rounds: self.max_rounds.unwrap_or(defaults.policy.max_rounds),
             ..defaults.policy
         };
-        let channels = self.channels.unwrap_or(defaults.channels);
         if policy.max_rounds == 0 {
             return Err(wrong("max_rounds is 0".into(), "give at least 1"));
         }
-        if !(1..=64).contains(&channels) {
-            return Err(wrong(format!("channels is {channels}"), "give 1 to 64"));
+        if let Some(channels) = self.channels.filter(|channels| !(1..=64).contains(channels)) {
+            return Err(wrong(format!("channels is {channels}"), "give 1 to 64, or leave it out"));
         }
         let verify = self.verify.unwrap_or(defaults.verify);
-        let engine = SourceOptions { policy, channels, verify, ..defaults };
+        let engine = SourceOptions { policy, channels: self.channels, verify, ..defaults };
         let guest_time = self.guest_time.map(Into::into).unwrap_or_default();
         Ok((to, Settings { engine, guest_time }))
     }
@@ -294,7 +293,7 @@ mod tests {
         let (to, Settings { engine: options, guest_time }) = migrate.settings().unwrap();
         assert_eq!(to.to_string(), "tcp:h:1");
         assert_eq!(options.policy.downtime_limit, Duration::from_millis(10));
-        assert_eq!((options.policy.max_rounds, options.channels, options.verify), (3, 4, true));
+        assert_eq!((options.policy.max_rounds, options.channels, options.verify), (3, Some(4), true));
         assert_eq!(guest_time, mig_vmm::GuestTime::Stop);
         assert!(!migrate.progress, "events are sent only to who asked for them");
         let resolve = Request::parse(br#"{"cmd":"resolve","word":"discard"}"#).unwrap();

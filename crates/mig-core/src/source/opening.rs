@@ -22,7 +22,7 @@ impl Source {
             version_min: *VERSIONS.start(),
             version_max: *VERSIONS.end(),
             required,
-            optional: 0,
+            optional: self.optional().bits(),
             channels: self.config.channels,
             session: self.config.session,
         }))]
@@ -35,12 +35,18 @@ impl Source {
         required
     }
 
+    fn optional(&self) -> Capabilities {
+        let mut optional = Capabilities::empty();
+        optional.set(Capabilities::SUITED_CHANNELS, self.config.suited_channels);
+        optional
+    }
+
     pub(super) fn welcomed(&mut self, now: Duration, welcome: Welcome) -> Vec<Action> {
         let Stage::Greeting = self.stage else { return self.out_of_turn(now, "welcome") };
         if !VERSIONS.contains(&welcome.version)
             || welcome.channels == 0
             || welcome.channels > self.config.channels
-            || welcome.capabilities != self.required().bits()
+            || welcome.capabilities & !self.optional().bits() != self.required().bits()
         {
             return self.out_of_turn(now, "a welcome to something that was not offered");
         }

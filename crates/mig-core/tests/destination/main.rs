@@ -3,7 +3,9 @@
 mod doubt;
 mod way;
 
-use mig_core::destination::{Action, End, Event, Received};
+use std::time::Duration;
+
+use mig_core::destination::{Action, Destination, End, Event, Received};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::describe::{Description, Refusal, Region};
@@ -11,6 +13,18 @@ use mig_wire::frame::DestinationCosts;
 use mig_wire::hello::Hello;
 
 use way::*;
+
+#[test]
+fn channels_that_are_left_to_both_sides_are_as_many_as_suit_the_one_with_fewer() {
+    for (optional, asked, granted) in [(0, 4, 4), (4, 4, 3), (4, 2, 2), (0, 200, 64)] {
+        let machine = Destination::new([9; 16], 64, None).suited_channels(3);
+        let hello = Message::Hello(Hello { optional, channels: asked, ..hello() });
+        let (_, actions) = machine.handle(Duration::ZERO, Event::Message(hello));
+        let Some(Action::Send(Message::Welcome(welcome))) = actions.first() else { panic!("{actions:?}") };
+        assert_eq!(welcome.channels, granted, "asked for {asked}, optional {optional}");
+        assert_eq!(welcome.capabilities, 1 | optional);
+    }
+}
 
 #[test]
 fn a_receive_that_goes_well_acts_in_this_order() {
@@ -283,7 +297,7 @@ fn unknown_optional_capabilities_are_left_out_of_the_welcome() {
     let mut run = Run::new();
     let actions = run.hear(Message::Hello(Hello { required: 0, optional: !0, ..hello() }));
     let Some(Action::Send(Message::Welcome(welcome))) = actions.first() else { panic!("{actions:?}") };
-    assert_eq!(welcome.capabilities, 1);
+    assert_eq!(welcome.capabilities, 0b101, "all that it knows but an arbiter");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mig_core::policy::{Decision, OnStall, Policy, StopReason};
 use mig_core::progress::{OutcomeKind, Progress, Verification};
-use mig_core::source::{Action, Event, SourceConfig};
+use mig_core::source::{Action, Event, Source, SourceConfig};
 use mig_core::{Blame, Step};
 use mig_wire::Message;
 use mig_wire::describe::Refusal;
@@ -63,6 +63,23 @@ fn a_refusal_names_every_reason_and_every_remedy_once() {
             assert!(fault.cause.contains(word), "{word} in {}", fault.cause);
         }
         assert_eq!(fault.remedy, "give it more; use an older model");
+    }
+}
+
+#[test]
+fn a_source_that_leaves_channels_to_both_sides_says_so_and_takes_fewer() {
+    for (suited_channels, optional) in [(false, 0), (true, 4)] {
+        let (_, actions) = Source::new(SourceConfig { suited_channels, ..config() })
+            .handle(Duration::ZERO, Event::Connected);
+        let [Action::Send(Message::Hello(hello))] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(hello.optional, optional);
+    }
+    let source = Source::new(SourceConfig { suited_channels: true, ..config() });
+    let (source, _) = source.handle(Duration::ZERO, Event::Connected);
+    for capabilities in [1, 5] {
+        let fewer = Message::Welcome(Welcome { channels: 1, capabilities, ..welcome() });
+        let (_, actions) = source.clone().handle(Duration::ZERO, Event::Message(fewer));
+        assert_eq!(names(&actions), ["tell connected", "send describe"], "capabilities {capabilities}");
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) fn config() -> SourceConfig {
     SourceConfig {
         policy: Policy::default(),
         channels: 2,
+        suited_channels: false,
         verify: true,
         session: [7; 16],
         arbiter: None,

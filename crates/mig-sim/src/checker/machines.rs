@@ -372,6 +372,7 @@ fn config(verify: bool, arbiter: Option<ArbiterId>) -> SourceConfig {
         // few pages lead to the pause after the first round, many to a second
         policy: Policy { max_rounds: 2, downtime_limit: Duration::ZERO, ..Policy::default() },
         channels: CHANNELS,
+        suited_channels: false,
         verify,
         session: [7; 16],
         arbiter,

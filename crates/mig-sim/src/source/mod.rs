@@ -79,6 +79,7 @@ impl SourceSide {
         let config = SourceConfig {
             policy: scenario.policy.clone(),
             channels: scenario.channels_asked,
+            suited_channels: false,
             verify: scenario.verify,
             session,
             arbiter: scenario.arbitrated.then_some(arbiter::IDENTITY),

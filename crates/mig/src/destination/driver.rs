@@ -31,7 +31,7 @@ use crate::memory::Pages;
 use crate::observe::Observer;
 use crate::patience;
 use crate::random;
-use crate::streams::Streams;
+use crate::streams::{self, Streams};
 use crate::transport::Stream;
 
 const NOTES: usize = 256;
@@ -229,11 +229,14 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             patience: patience::WithSource::new(Step::Handshake),
             looks: channel::tick(patience::LOOK_INTERVAL),
             clock: Instant::now(),
-            machine: Some(Destination::new(
-                secret,
-                MAX_CHANNELS,
-                options.arbiter.as_ref().map(|arbiter| arbiter.identity()),
-            )),
+            machine: Some(
+                Destination::new(
+                    secret,
+                    MAX_CHANNELS,
+                    options.arbiter.as_ref().map(|arbiter| arbiter.identity()),
+                )
+                .suited_channels(streams::suited_channels()),
+            ),
             guest: None,
             attached: Vec::new(),
             pages: PageCounts::default(),

@@ -32,7 +32,7 @@ use crate::memory::Pages;
 use crate::observe::Observer;
 use crate::patience;
 use crate::random;
-use crate::streams::Streams;
+use crate::streams::{self, Streams};
 use crate::transport::{Address, Stream};
 
 /// Batches that wait for a channel: enough to keep it busy, few enough to cancel at once.
@@ -100,8 +100,9 @@ fn prepare<V: SourceVm>(
     options: &SourceOptions,
     control: &Control,
 ) -> Result<(SourceConfig, Arc<Pages>, Stream), Fault> {
-    if !(1..=MAX_CHANNELS).contains(&options.channels) {
-        let cause = format!("{} channels; 1 to {MAX_CHANNELS} are possible", options.channels);
+    let channels = options.channels.unwrap_or_else(streams::suited_channels);
+    if !(1..=MAX_CHANNELS).contains(&channels) {
+        let cause = format!("{channels} channels; 1 to {MAX_CHANNELS} are possible");
         return Err(Fault::new(Side::Source, Step::Connect, Blame::Configuration, cause));
     }
     let description = vm.describe().map_err(|e| local(Step::Describe, e))?;
@@ -119,7 +120,8 @@ fn prepare<V: SourceVm>(
     let costs = vm.pause_costs();
     let config = SourceConfig {
         policy: options.policy.clone(),
-        channels: options.channels,
+        channels,
+        suited_channels: options.channels.is_none(),
         verify: options.verify,
         session,
         arbiter: options.arbiter.as_ref().map(|arbiter| arbiter.identity()),

@@ -20,12 +20,12 @@ use crate::transport::Address;
 pub(crate) use plan::channel_of;
 
 /// How to migrate.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct SourceOptions {
     /// When to stop sending rounds.
     pub policy: Policy,
-    /// Page channels; 1 to [`mig_wire::hello::MAX_CHANNELS`].
-    pub channels: u16,
+    /// Page channels, 1 to [`mig_wire::hello::MAX_CHANNELS`]; `None` for as many as both hosts have cores for.
+    pub channels: Option<u16>,
     /// Compare digests of all memory before the guest is committed. Both sides read all of it in the pause.
     pub verify: bool,
     /// Who decides in doubt. The destination must use the same one, or none where this is none; it costs the
@@ -43,12 +43,6 @@ impl std::fmt::Debug for SourceOptions {
             .field("verify", verify)
             .field("arbiter", &arbiter)
             .finish()
-    }
-}
-
-impl Default for SourceOptions {
-    fn default() -> Self {
-        Self { policy: Policy::default(), channels: 2, verify: false, arbiter: None }
     }
 }
 

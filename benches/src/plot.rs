@@ -34,7 +34,7 @@ fn colour(index: usize) -> RGBColor {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn dots(path: &Path, title: &str, unit: &str, series: &[Series<(String, Vec<f64>)>]) -> Result<()> {
+pub fn dots(path: &Path, title: &str, axes: [&str; 2], series: &[Series<(String, Vec<f64>)>]) -> Result<()> {
     let categories: Vec<&str> =
         series.first().map(|s| s.values.iter().map(|(name, _)| name.as_str()).collect()).unwrap_or_default();
     let all = series.iter().flat_map(|s| s.values.iter().flat_map(|(_, values)| values.iter().copied()));
@@ -44,9 +44,9 @@ pub fn dots(path: &Path, title: &str, unit: &str, series: &[Series<(String, Vec<
         let mut chart = ChartBuilder::on(root)
             .caption(title, ("sans-serif", 18))
             .margin(12)
-            .x_label_area_size(36)
+            .x_label_area_size(44)
             .y_label_area_size(56)
-            .build_cartesian_2d(0.0..count as f64, 0.0..top * 1.1)?;
+            .build_cartesian_2d(0.0..count as f64, 0.0..top * 1.4)?;
         let name = |x: &f64| {
             let at = (x - 0.5).round();
             let is_middle = (x - 0.5 - at).abs() < 0.01 && at >= 0.0;
@@ -55,9 +55,11 @@ pub fn dots(path: &Path, title: &str, unit: &str, series: &[Series<(String, Vec<
         chart
             .configure_mesh()
             .disable_x_mesh()
+            .max_light_lines(0)
+            .x_desc(axes[0])
             .x_labels(count * 2 + 1)
             .x_label_formatter(&name)
-            .y_desc(unit)
+            .y_desc(axes[1])
             .label_style(("sans-serif", 14))
             .draw()?;
         for (index, one) in series.iter().enumerate() {
@@ -83,7 +85,7 @@ pub fn dots(path: &Path, title: &str, unit: &str, series: &[Series<(String, Vec<
                 },
             ))?;
         }
-        legend(&mut chart)
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)
     })
 }
 
@@ -113,7 +115,7 @@ pub fn lines(path: &Path, title: &str, axes: [&str; 2], series: &[Series<(f64, f
                 .label(&one.name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3)));
         }
-        legend(&mut chart)
+        legend(&mut chart, SeriesLabelPosition::LowerRight)
     })
 }
 
@@ -127,7 +129,7 @@ pub fn against(path: &Path, title: &str, axes: [&str; 2], series: &[Series<(f64,
     let (Some(top), Some(low)) = (largest(positive()), positive().min_by(f64::total_cmp)) else {
         return nothing(path, title);
     };
-    let (low, top) = (low / 1.3, top * 1.3);
+    let (low, top) = (10f64.powf(low.log10().floor()), top * 1.3);
     draw(path, |root| {
         let mut chart = ChartBuilder::on(root)
             .caption(title, ("sans-serif", 18))
@@ -145,7 +147,7 @@ pub fn against(path: &Path, title: &str, axes: [&str; 2], series: &[Series<(f64,
                 .label(&one.name)
                 .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
         }
-        legend(&mut chart)
+        legend(&mut chart, SeriesLabelPosition::LowerRight)
     })
 }
 
@@ -168,6 +170,7 @@ where
     let short = |v: &f64| format!("{}", (v * 100.0).round() / 100.0);
     chart
         .configure_mesh()
+        .max_light_lines(0)
         .x_desc(axes[0])
         .y_desc(axes[1])
         .x_label_formatter(&short)
@@ -177,14 +180,14 @@ where
         .map_err(Into::into)
 }
 
-fn legend<'a, 'b: 'a, X, Y>(chart: &mut Chart<'a, 'b, X, Y>) -> Drawn
+fn legend<'a, 'b: 'a, X, Y>(chart: &mut Chart<'a, 'b, X, Y>, position: SeriesLabelPosition) -> Drawn
 where
     X: Ranged<ValueType = f64> + 'a,
     Y: Ranged<ValueType = f64> + 'a,
 {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(position)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 14))
@@ -214,7 +217,7 @@ mod tests {
         let path = directory.path().join("p.svg");
         let read = || std::fs::read_to_string(&path).unwrap();
         let series = [Series { name: "ours".into(), values: vec![("one".to_owned(), vec![1.0, 2.0])] }];
-        dots(&path, "dots", "GB/s", &series).unwrap();
+        dots(&path, "dots", ["x", "GB/s"], &series).unwrap();
         assert!(read().contains("ours") && read().contains("one") && read().contains("GB/s"));
         let series = [Series { name: "pairs".into(), values: vec![(0.0, 1.0), (1.0, 2.0), (300.0, 250.0)] }];
         against(&path, "against", ["x", "y"], &series).unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Bench, Set};
+use crate::events::Round;
 use crate::migration::{Moved, Plan};
 use crate::plot::{self, Series};
 use crate::record::{Cell, Results, cell};
@@ -131,7 +132,7 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
         let moved = || results.moved(NAME, cell).map(|(_, m)| m);
         let kept: Vec<Kept> = moved().filter_map(|m| Kept::of(cell, m)).collect();
         let value = |name: &str| cell.get(name).cloned().unwrap_or_default();
-        let reached = moved().filter_map(|m| m.rounds.last()).map(|r| r.dirty_pages_per_second as f64 / 1e3);
+        let reached = moved().filter_map(dirtied_per_ms);
         let error = Spread::of(kept.iter().map(Kept::error));
         let (met_here, by_gap) = (met(&kept, Kept::is_met), met(&kept, Kept::is_met_by_the_gap));
         table.row(&[
@@ -168,6 +169,12 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
         &series.collect::<Vec<_>>(),
     )?;
     Ok(text + "![predicted over actual](budget.svg)\n\n")
+}
+
+/// Thousand pages dirtied a second, over all rounds but the last. What is dirtied twice in a round counts once.
+fn dirtied_per_ms(moved: &Moved) -> Option<f64> {
+    let sum = |of: fn(&Round) -> f64| moved.rounds.iter().map(of).sum::<f64>();
+    Some(sum(|r| r.dirtied_pages as f64) / sum(|r| r.elapsed_ms)).filter(|rate| rate.is_finite())
 }
 
 /// Over all cells.

@@ -117,7 +117,7 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
     plot::dots(
         &directory.join("wire.svg"),
         "Bytes a second by channels (each run, and the median)",
-        "GB/s",
+        ["channels", "GB/s"],
         &[
             series("round 0", &|cell| results.moved(NAME, cell).map(|(_, m)| round_0(m) / 1e9).collect()),
             series("sockets, prefaulted", &|cell| copies(results, cell, PREFAULTED)),

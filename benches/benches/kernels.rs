@@ -3,14 +3,23 @@
 #![allow(missing_docs)] // criterion's macros make undocumented functions
 
 use std::hint::black_box;
+use std::sync::Arc;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use mig::GuestRam;
+use mig::kernels::GuestPages;
+use mig_benches::memory::Memory;
 use mig_core::bitmap::{self, Bitmap, PageRun};
 use mig_core::domain::{CHUNK_PAGES, Domain, PAGE_BYTES};
 use mig_wire::describe::Region;
 use mig_wire::header::Header;
 use mig_wire::pages::{self, Encoding, Run};
 use mig_wire::{HEADER_BYTES, Kind, Message, Section};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// What the zero test walks over: more than the caches of most hosts hold.
+const WALK_BYTES: u64 = 512 << 20;
 
 fn four_gib() -> Domain {
     Domain::new(&[
@@ -105,5 +114,112 @@ fn bitmap_set_run(criterion: &mut Criterion) {
     criterion.bench_function("bitmap_set_run_1gib", |bencher| bencher.iter(|| dirty.set_run(black_box(run))));
 }
 
-criterion_group!(kernels, bitmap_drain, page_table, state_sections, bitmap_set_run);
+/// Guest memory that nobody has touched.
+fn untouched(bytes: u64) -> (Arc<GuestMemoryMmap>, GuestPages) {
+    let size = usize::try_from(bytes).expect("a size in memory");
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).expect("memory"));
+    let ram = GuestRam::from_vm_memory(memory.clone()).skip_untouched();
+    (memory, GuestPages::new(ram).expect("one region"))
+}
+
+/// Guest memory in which every page has `word` at its `offset`, and zeros elsewhere; all of it faulted in.
+fn marked(bytes: u64, offset: u64, word: u64) -> (Arc<GuestMemoryMmap>, GuestPages) {
+    let (memory, pages) = untouched(bytes);
+    for page in 0..bytes / PAGE_BYTES {
+        let at = GuestAddress(page * PAGE_BYTES + offset);
+        memory.write_obj(1u64, at).expect("in memory");
+        memory.write_obj(word, at).expect("in memory");
+    }
+    (memory, pages)
+}
+
+/// The zero test over memory that no cache holds, beside a plain read of memory of the same size; and over one
+/// page in the cache. A page with its first word set shows what a test costs that ends at once.
+fn zero_test(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("zero_test_512mib");
+    group.throughput(Throughput::Bytes(WALK_BYTES)).sample_size(10);
+    let mut plain = Memory::new(usize::try_from(WALK_BYTES).expect("a size in memory")).expect("memory");
+    plain.fill();
+    group.bench_function("plain_read", |bencher| {
+        bencher.iter(|| {
+            let (words, _) = plain.bytes().as_chunks::<8>();
+            words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word))
+        });
+    });
+    drop(plain);
+    let cases = [("zero", 0, 0), ("last_word_set", PAGE_BYTES - 8, 1), ("first_word_set", 0, 1)];
+    for (name, offset, word) in cases {
+        let (_memory, pages) = marked(WALK_BYTES, offset, word);
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| (0..WALK_BYTES / PAGE_BYTES).filter(|page| pages.is_zero(*page)).count());
+        });
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("zero_test_page_in_cache");
+    group.throughput(Throughput::Bytes(PAGE_BYTES));
+    for (name, offset, word) in cases {
+        let (_memory, pages) = marked(PAGE_BYTES, offset, word);
+        group.bench_function(name, |bencher| bencher.iter(|| pages.is_zero(black_box(0))));
+    }
+    group.finish();
+}
+
+/// Splitting a chunk's pages into runs: all of one kind, the worst case, in turns, and memory without
+/// pages.
+fn classify(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("classify_chunk");
+    group.throughput(Throughput::Bytes(CHUNK_PAGES * PAGE_BYTES));
+    for (name, step) in [("zero", None), ("raw", Some(1)), ("in_turns", Some(2))] {
+        let (memory, mut pages) = marked(CHUNK_PAGES * PAGE_BYTES, 0, 0);
+        if let Some(step) = step {
+            for page in (0..CHUNK_PAGES).step_by(step) {
+                memory.write_obj(1u64, GuestAddress(page * PAGE_BYTES)).expect("in memory");
+            }
+        }
+        classify_all(&mut group, name, &mut pages);
+    }
+    let (_memory, mut pages) = untouched(CHUNK_PAGES * PAGE_BYTES);
+    classify_all(&mut group, "untouched", &mut pages);
+    group.finish();
+}
+
+fn classify_all(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, pages: &mut GuestPages) {
+    let mut table = Vec::new();
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            table.clear();
+            pages.classify(0, CHUNK_PAGES, &mut table)
+        });
+    });
+}
+
+/// A frame's header, with its checksum.
+fn header_codec(criterion: &mut Criterion) {
+    let header = Header {
+        kind: Kind::Pages,
+        items: 1,
+        length: 2 << 20,
+        round: 3,
+        sequence: 4711,
+        session: 0x0123_4567_89ab_cdef,
+        body_crc: 0,
+    };
+    let bytes = header.encode();
+    let mut group = criterion.benchmark_group("header");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("encode", |bencher| bencher.iter(|| black_box(&header).encode()));
+    group.bench_function("decode", |bencher| bencher.iter(|| Header::decode(black_box(&bytes))));
+    group.finish();
+}
+
+criterion_group!(
+    kernels,
+    zero_test,
+    classify,
+    bitmap_drain,
+    page_table,
+    header_codec,
+    state_sections,
+    bitmap_set_run
+);
 criterion_main!(kernels);

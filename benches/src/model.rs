@@ -59,7 +59,7 @@ pub(crate) fn send(pages: u64, content: Content) -> Result<()> {
     }
     let Some(to) = child::hear::<String>(&mut BufReader::new(std::io::stdin()))? else { return Ok(()) };
     let to: Address = to.parse()?;
-    let options = SourceOptions { channels: 1, ..SourceOptions::default() };
+    let options = SourceOptions { channels: Some(1), ..SourceOptions::default() };
     // a thread of its own, so that what is counted is the engine's
     let engine = std::thread::spawn(move || match migrate(vm, &to, &options, &Control::new(), &()) {
         Outcome::Moved(_) => Ok(()),
@@ -158,7 +158,7 @@ impl SourceVm for Model {
     }
 
     fn memory(&self) -> GuestRam {
-        GuestRam::from_vm_memory(self.memory.clone())
+        GuestRam::from_vm_memory(self.memory.clone()).skip_untouched()
     }
 
     fn tracker(&mut self) -> &mut dyn DirtyTracker {
@@ -168,7 +168,7 @@ impl SourceVm for Model {
 
 impl DestinationVm for Model {
     fn memory(&self) -> GuestRam {
-        GuestRam::from_vm_memory(self.memory.clone())
+        GuestRam::from_vm_memory(self.memory.clone()).skip_untouched()
     }
 
     fn resume(&mut self, _: RunPermit) -> Result<(), BoxError> {

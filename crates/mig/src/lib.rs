@@ -14,6 +14,8 @@ mod encoding;
 #[cfg(feature = "fault-points")]
 pub mod fault_points;
 pub mod guest;
+#[cfg(feature = "kernels")]
+pub mod kernels;
 mod link;
 pub mod memory;
 pub mod observe;

@@ -1,8 +1,11 @@
 //! What a switchover now would cost, from what was measured so far.
 //!
-//! A round costs a fixed overhead and its bytes over the bandwidth. Rounds of many bytes teach the bandwidth
-//! (newer ones count double), those of few pages the overhead; one of many pages but few bytes (zeros) teaches
-//! neither, since its time went into looking. All integers, so that states stay `Eq` and `Hash`.
+//! A round costs a fixed overhead and its bytes over the bandwidth. Rounds of many bytes teach the bandwidth: each
+//! newer one counts as much as all before it, but the first, in which the destination finds memory for the guest
+//! and most pages are looked at rather than sent, is forgotten with the next. Rounds of few pages teach the
+//! overhead: the median of the last three, since one that met a busy host says nothing about the next. One of
+//! many pages but few bytes (zeros) teaches neither, since its time went into looking. All integers, so that
+//! states stay `Eq` and `Hash`.
 
 use std::time::Duration;
 
@@ -32,9 +35,12 @@ pub struct Estimate {
     pub resume: Duration,
     /// Digests, on one side after the other.
     pub verify: Duration,
-    weighted_bytes: u64,
-    weighted_nanos: u64,
-    overhead: Duration,
+    /// Of rounds so far; 0 before there was one.
+    bytes_per_second: u64,
+    /// How many rounds taught that, up to 2.
+    bandwidth_rounds: u8,
+    /// What the last rounds of few pages cost beyond their bytes, the newest last.
+    overheads: [Option<Duration>; 3],
     dirty_pages: u64,
     dirty_over: Duration,
 }
@@ -43,11 +49,16 @@ impl Estimate {
     /// A round has arrived: `pages` of any kind, `sent_bytes` on the wire.
     pub fn round(&mut self, pages: u64, sent_bytes: u64, elapsed: Duration) {
         if sent_bytes >= BANDWIDTH_SAMPLE_BYTES {
-            self.weighted_bytes = self.weighted_bytes / 2 + sent_bytes;
-            self.weighted_nanos = self.weighted_nanos / 2 + nanos(elapsed).max(1);
+            let moving = elapsed.saturating_sub(self.overhead()).max(elapsed / 4);
+            let measured = ratio(sent_bytes, 1_000_000_000, nanos(moving).max(1)).max(1);
+            self.bytes_per_second = match self.bandwidth_rounds {
+                0 | 1 => measured,
+                _ => self.bytes_per_second / 2 + measured.div_ceil(2),
+            };
+            self.bandwidth_rounds = (self.bandwidth_rounds + 1).min(2);
         } else if pages <= OVERHEAD_SAMPLE_PAGES {
             let surplus = elapsed.saturating_sub(self.on_the_wire(sent_bytes));
-            self.overhead = if self.overhead.is_zero() { surplus } else { (self.overhead + surplus) / 2 };
+            self.overheads = [self.overheads[1], self.overheads[2], Some(surplus)];
         }
     }
 
@@ -58,10 +69,7 @@ impl Estimate {
 
     /// Bytes that arrive in a second.
     pub fn bytes_per_second(&self) -> u64 {
-        if self.weighted_nanos == 0 {
-            return UNKNOWN_BYTES_PER_SECOND;
-        }
-        ratio(self.weighted_bytes, 1_000_000_000, self.weighted_nanos).max(1)
+        if self.bandwidth_rounds == 0 { UNKNOWN_BYTES_PER_SECOND } else { self.bytes_per_second }
     }
 
     /// Pages dirtied in a second.
@@ -86,7 +94,15 @@ impl Estimate {
     }
 
     fn sending(&self, pages: u64) -> Duration {
-        self.overhead.max(self.round_trip) + self.on_the_wire(pages.saturating_mul(PAGE_BYTES))
+        self.overhead() + self.on_the_wire(pages.saturating_mul(PAGE_BYTES))
+    }
+
+    /// What a round costs beyond its bytes: at least a round trip.
+    fn overhead(&self) -> Duration {
+        let mut known: Vec<Duration> = self.overheads.iter().flatten().copied().collect();
+        known.sort_unstable();
+        let median = known.get(known.len().saturating_sub(1) / 2).copied().unwrap_or_default();
+        median.max(self.round_trip)
     }
 
     fn on_the_wire(&self, bytes: u64) -> Duration {
@@ -125,6 +141,22 @@ mod tests {
             estimate.round(250_000, 1_000_000_000, Duration::from_secs(2));
         }
         assert!((500_000_000..501_000_000).contains(&estimate.bytes_per_second()));
+    }
+
+    #[test]
+    fn the_first_round_is_forgotten_with_the_next() {
+        let mut estimate = at_1_gb_per_second();
+        estimate.round(10_000, 40_000_000, Duration::from_millis(10));
+        assert_eq!(estimate.bytes_per_second(), 4_000_000_000);
+    }
+
+    #[test]
+    fn one_round_that_met_a_busy_host_does_not_teach_the_overhead() {
+        let mut estimate = at_1_gb_per_second();
+        for ms in [2, 90, 3] {
+            estimate.round(1, 0, Duration::from_millis(ms));
+        }
+        assert_eq!(estimate.downtime(0), Duration::from_millis(3));
     }
 
     #[test]

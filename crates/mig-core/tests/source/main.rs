@@ -79,7 +79,7 @@ fn a_source_that_leaves_channels_to_both_sides_says_so_and_takes_fewer() {
     for capabilities in [1, 5] {
         let fewer = Message::Welcome(Welcome { channels: 1, capabilities, ..welcome() });
         let (_, actions) = source.clone().handle(Duration::ZERO, Event::Message(fewer));
-        assert_eq!(names(&actions), ["tell connected", "send describe"], "capabilities {capabilities}");
+        assert_eq!(names(&actions), ["send describe"], "capabilities {capabilities}");
     }
 }
 

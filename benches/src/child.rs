@@ -9,16 +9,15 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::memory::Memory;
 use crate::model::{self, Content};
-use crate::yardstick;
+use crate::{warmth, yardstick};
 
 const ROLE: &str = "MIG_BENCHES_CHILD";
 
 /// What a child is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Role {
-    /// Fault in so many bytes, and give them back: the host then has them at hand for a second or two.
+    /// Hold so many bytes for somebody.
     Warm(usize),
     /// Send bytes from memory.
     Send {
@@ -44,7 +43,7 @@ pub fn run_if_asked() {
     let done =
         serde_json::from_str(&text.to_string_lossy()).context("no role of mine").and_then(
             |role| match role {
-                Role::Warm(bytes) => Memory::new(bytes)?.populate(),
+                Role::Warm(bytes) => warmth::hold(bytes),
                 Role::Send { bytes } => yardstick::send(bytes),
                 Role::Receive(receive) => yardstick::receive(&receive),
                 Role::SendModel { pages, content } => model::send(pages, content),
@@ -67,16 +66,6 @@ pub fn command(role: &Role, place: impl FnOnce(Command) -> Command) -> Result<Co
     Ok(command)
 }
 
-/// Faults in so much memory and gives it back, so that who needs it next does not wait for the host.
-///
-/// # Errors
-/// There is not so much.
-pub fn warm(bytes: usize) -> Result<()> {
-    let status = command(&Role::Warm(bytes), |c| c)?.stdin(Stdio::null()).status()?;
-    ensure!(status.success(), "{bytes} bytes cannot be warmed");
-    Ok(())
-}
-
 /// A child that is talked to by lines of JSON; killed when this is dropped.
 #[derive(Debug)]
 pub struct Talking {
@@ -96,6 +85,11 @@ impl Talking {
         let input = child.stdin.take().context("its input is piped")?;
         let output = BufReader::new(child.stdout.take().context("its output is piped")?);
         Ok(Self { child, input, output })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Tells it something.

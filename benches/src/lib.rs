@@ -18,4 +18,5 @@ pub mod record;
 pub mod sets;
 pub mod spread;
 pub mod text;
+pub mod warmth;
 pub mod yardstick;

@@ -4,6 +4,7 @@
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::thread;
 
@@ -75,6 +76,18 @@ impl Memory {
         filled.expect("filling has no errors");
     }
 
+    /// Gives bytes back to the host; they are zero when they are touched again.
+    ///
+    /// # Panics
+    /// When there are no such bytes.
+    pub fn release(&mut self, range: Range<usize>) {
+        let piece = &mut self.bytes_mut()[range];
+        let bytes = piece.len();
+        // An error leaves the memory where it is, and nothing depends on its going.
+        // SAFETY: the range is a slice of this mapping, borrowed by nobody else; zeros are bytes, too.
+        let _ = unsafe { madvise(NonNull::from(piece).cast(), bytes, MmapAdvise::MADV_DONTNEED) };
+    }
+
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: mapped for as long as `self` lives, and borrowed from it.
@@ -138,5 +151,8 @@ mod tests {
         let zeros = memory.bytes().iter().filter(|b| **b == 0).count();
         assert!(zeros < memory.bytes().len() / 128, "{zeros} zeros");
         assert!(memory.bytes()[(4 << 20) + 4088..].iter().any(|b| *b != 0));
+        memory.release(0..2 << 20);
+        assert!(memory.bytes()[..2 << 20].iter().all(|b| *b == 0));
+        assert!(memory.bytes()[2 << 20..].iter().any(|b| *b != 0));
     }
 }

@@ -6,16 +6,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::child;
 use crate::events::{Event, Report, Round};
 use crate::netns::Hosts;
 use crate::process::{Process, Sample, Watch};
 use crate::programs::{Program, Programs};
+use crate::warmth::Warmth;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What is warmed beyond the guest's memory: programs, page tables, sockets.
-const MARGIN_BYTES: u64 = 128 << 20;
+/// What is warmed beyond what the guest has touched: programs, page tables, sockets.
+const MARGIN_BYTES: u64 = 256 << 20;
 
 /// What is moved, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ pub struct Moved {
 
 /// Moves a guest once: both programs are started for it, and none is left.
 ///
-/// The guest is held first; memory for the destination is warmed; then the order is given.
+/// The guest is held first; memory for what it has touched is warmed; then the order is given.
 ///
 /// # Errors
 /// The guest did not move, with the program's words for it.
@@ -97,7 +97,7 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
     let [here, there] = pids.map(Process::new);
     let guest_before = here.resident()?.guest_bytes;
     here.forget_peak()?;
-    child::warm(usize::try_from(plan.memory_bytes + MARGIN_BYTES)?)?;
+    let mut warmth = Warmth::gather(usize::try_from(guest_before + MARGIN_BYTES)?)?;
     let before = [here.sample()?, there.sample()?];
     let watch = Watch::start(&pids);
 
@@ -109,6 +109,7 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
     if let Some(ms) = plan.downtime_ms {
         order.args(["--downtime", &format!("{ms}ms")]);
     }
+    warmth.follow(destination.id())?;
     let mut order = Program::start(order)?;
     let (mut channels, mut rounds) = (None, Vec::new());
     let report = order.wait_for(PATIENCE, |event| {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::child::{self, Role, Talking};
 use crate::memory::Memory;
+use crate::warmth::Warmth;
 
 /// How to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,9 +99,10 @@ impl Source {
         let address: String = receiver.hear()?;
         self.child.tell(&(address, way))?;
         let Ready = self.child.hear()?;
-        if target == Target::Fresh {
-            // as it is before a migration
-            child::warm(self.bytes)?;
+        // as it is for a migration
+        let mut warmth = (target == Target::Fresh).then(|| Warmth::gather(self.bytes)).transpose()?;
+        if let Some(warmth) = &mut warmth {
+            warmth.follow(receiver.id())?;
         }
         self.child.tell(&Ready)?;
         let sent: Copied = self.child.hear()?;

@@ -54,6 +54,12 @@ impl Host {
         }
     }
 
+    /// Whether others were at work in the minute before.
+    pub fn is_busy(&self) -> bool {
+        let load = self.load.split_whitespace().next().and_then(|load| load.parse::<f64>().ok());
+        load.is_some_and(|load| load > 0.5)
+    }
+
     /// A line or two of prose.
     pub fn describe(&self) -> String {
         format!(
@@ -115,6 +121,8 @@ mod tests {
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(kvm(["tun", "kvm_intel", "kvm"].into_iter().map(Into::into)), "kvm, kvm_intel");
         assert_eq!(kvm(std::iter::empty()), "unknown");
-        assert!(Host::here().describe().contains("cores of"));
+        let host = Host { load: "0.61 0.10 0.01".into(), ..Host::here() };
+        assert!(host.describe().contains("cores of") && host.is_busy());
+        assert!(!Host { load: "0.40 2.00 2.00".into(), ..host }.is_busy());
     }
 }

@@ -68,7 +68,11 @@ fn run(options: &Options) -> Result<()> {
     if !options.render {
         let programs = Programs::find(options.programs.as_deref())?;
         let mut store = Store::open(&options.out)?;
-        store.add(&Line::Host(Host::here()))?;
+        let host = Host::here();
+        if host.is_busy() {
+            eprintln!("the machine is busy (load {}): the figures will be worse than it can do", host.load);
+        }
+        store.add(&Line::Host(host))?;
         let mut bench = Bench::new(programs, store, options.out.clone());
         bench.quick = options.quick;
         bench.engine_call_bytes = options.engine_call_bytes;

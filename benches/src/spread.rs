@@ -51,6 +51,11 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Spread::of(values).map_or(f64::NAN, |s| s.median)
 }
 
+/// A value, or a dash where there is none.
+pub fn one(value: f64, decimals: usize) -> String {
+    if value.is_finite() { format!("{value:.decimals$}") } else { "-".into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,7 +78,7 @@ mod tests {
     fn nothing_has_no_spread_and_what_is_no_number_does_not_count() {
         assert_eq!(Spread::of([]), None);
         assert_eq!(Spread::of([f64::NAN, 2.0]).unwrap().count, 1);
-        assert_eq!(three([], 1), "-");
+        assert_eq!((three([], 1), one(median([]), 1), one(1.25, 1)), ("-".into(), "-".into(), "1.2".into()));
         assert_eq!(three([1.0, 2.25], 1), "1.0 / 1.6 / 2.2");
     }
 }

@@ -11,7 +11,7 @@ use crate::events::Round;
 use crate::migration::{Moved, Plan};
 use crate::plot::{self, Series};
 use crate::record::{Cell, Results, cell};
-use crate::spread::{Spread, median, three};
+use crate::spread::{Spread, median, one, three};
 use crate::text::{Table, size, verdict};
 
 /// The set.
@@ -137,7 +137,7 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
         let (met_here, by_gap) = (met(&kept, Kept::is_met), met(&kept, Kept::is_met_by_the_gap));
         table.row(&[
             value("thousand_pages_per_s"),
-            format!("{:.0}", median(reached)),
+            one(median(reached), 0),
             value("working_set"),
             value("budget_ms"),
             moved().count().to_string(),

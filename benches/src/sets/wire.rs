@@ -9,7 +9,7 @@ use super::{Bench, Set};
 use crate::migration::{Moved, Plan};
 use crate::plot::{self, Series};
 use crate::record::{Cell, Outcome, Results, cell};
-use crate::spread::{Spread, median, three};
+use crate::spread::{Spread, median, one, three};
 use crate::text::{GIB, MIB, Table, size, verdict};
 use crate::yardstick::{Copied, Source, Target, Way};
 
@@ -162,10 +162,10 @@ fn rates(results: &Results, cells: &[&Cell]) -> String {
             three(ours.iter().map(|(_, v)| v / 1e9), 2),
             three(copies(results, cell, PREFAULTED), 2),
             three(paired, 2),
-            format!("{ratio:.2}"),
+            one(ratio, 2),
             judged.unwrap_or("-".into()),
             three(copies(results, cell, AS_ENGINE), 2),
-            format!("{:.2}", median_of(&ours) / as_engine),
+            one(median_of(&ours) / as_engine, 2),
         ]);
     }
     table.finish() + &best(results, cells)
@@ -256,7 +256,7 @@ fn costs(results: &Results, cells: &[&Cell]) -> String {
             |side: fn(&Moved) -> f64| three(moved().map(|m| side(m) / (m.report.ram_bytes as f64 / GIB)), 2);
         let copy = |what, side: fn(&Copied) -> f64| {
             let per_gib = results.copied(NAME, cell, what).map(|(_, c)| side(c) / (c.bytes as f64 / GIB));
-            format!("{:.2}", median(per_gib))
+            one(median(per_gib), 2)
         };
         table.row(&[
             chosen(results, cell),

@@ -124,6 +124,7 @@ fn version_1() -> Vec<(&'static str, Meaning)> {
         ("outcome running", Message::Outcome(Fate::Running { resume: ms(6), running_for: ms(8) })),
         ("outcome lost", Message::Outcome(Fate::Lost)),
         ("outcome unknown", Message::Outcome(Fate::Unknown)),
+        ("started", Message::Started { since_ready: ms(9) }),
     ];
     all.extend(later.map(|(name, message)| (name, Meaning::Message(Box::new(message)))));
     all

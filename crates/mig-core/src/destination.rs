@@ -52,7 +52,10 @@ pub enum Event {
     /// State is restored.
     Loaded,
     /// The guest runs.
-    Resumed,
+    Resumed {
+        /// For how long it has been running, where that is known: resuming may return later than the guest runs.
+        running_for: Duration,
+    },
     /// What the guest felt is known, or will not be.
     Gap(Option<Duration>),
     /// Something failed here, or on the way: told with [`Blame::Local`] where an action failed, with
@@ -139,6 +142,10 @@ pub struct Destination {
     verify: bool,
     /// Chunks of the accepted guest.
     chunks: u64,
+    /// When it said Ready.
+    ready_at: Duration,
+    /// The source wants to hear how the start was timed.
+    tells_start: bool,
     received: Received,
     stage: Stage,
 }
@@ -195,6 +202,8 @@ impl Destination {
             arbiter,
             verify: false,
             chunks: 0,
+            ready_at: Duration::ZERO,
+            tells_start: false,
             received: Received::default(),
             stage: Stage::AwaitingHello,
         }
@@ -254,7 +263,7 @@ impl Destination {
             Event::Verified => self.verified(now),
             Event::Differs { chunks, samples } => self.differs(chunks, samples),
             Event::Loaded => self.loaded(now),
-            Event::Resumed => self.resumed(now),
+            Event::Resumed { running_for } => self.resumed(now, running_for),
             Event::Gap(gap) => self.gap(gap),
             Event::Failed(fault) => self.failed(fault),
             Event::Cancelled { reason } => self.cancelled(reason),
@@ -287,7 +296,8 @@ impl Destination {
             | Message::Ping(_)
             | Message::Pong(_)
             | Message::Query(_)
-            | Message::Outcome(_) => self.out_of_turn("a message that only a destination sends"),
+            | Message::Outcome(_)
+            | Message::Started { .. } => self.out_of_turn("a message that only a destination sends"),
         }
     }
 
@@ -332,6 +342,7 @@ impl Destination {
         let optional = hello.optional & !Capabilities::ARBITER.bits();
         let capabilities = (hello.required | optional) & CAPABILITIES.bits();
         self.verify = capabilities & Capabilities::VERIFY.bits() != 0;
+        self.tells_start = capabilities & Capabilities::STARTED.bits() != 0;
         let suited = capabilities & Capabilities::SUITED_CHANNELS.bits() != 0;
         let most = if suited { self.channels.min(self.suited_channels) } else { self.channels };
         self.channels = most.min(hello.channels);
@@ -477,6 +488,7 @@ impl Destination {
         let Stage::Loading { since } = self.stage else { return Vec::new() };
         self.received.load = now.saturating_sub(since);
         self.stage = Stage::Ready;
+        self.ready_at = now;
         vec![Action::Send(Message::Ready { verify: self.received.verify, load: self.received.load })]
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct Ledger {
     pub(crate) copying_since: Duration,
     pub(crate) channels: u16,
     pub(crate) secret: Secret,
+    /// Whether the destination tells how it timed its start.
+    pub(crate) start_is_told: bool,
     /// Whether the dirty log was switched on.
     pub(crate) tracking: bool,
     /// Whether the guest was paused.

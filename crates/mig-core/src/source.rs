@@ -189,7 +189,7 @@ enum Stage {
     LastRound(LastRound),
     Locating,
     Committed(Committed),
-    AwaitingGap,
+    AwaitingGap(AwaitingGap),
     Asking(Asking),
     Reclaiming(Reclaiming),
     Resuming(Fault),
@@ -237,7 +237,18 @@ struct LastRound {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Committed {
+    /// Up to when the downtime's parts are known.
     since: Duration,
+    /// When the destination's Ready came, and when it was answered.
+    ready: Duration,
+    sent: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct AwaitingGap {
+    committed: Committed,
+    /// The destination has told how it timed its start, or was not asked to.
+    start_known: bool,
 }
 
 /// In doubt: committed, and the destination's word is missing.
@@ -294,7 +305,7 @@ impl Source {
 
     /// Whether the destination may be running the guest, so that nothing here may.
     pub fn is_committed(&self) -> bool {
-        matches!(self.stage, Stage::Committed(_) | Stage::AwaitingGap | Stage::Asking(_))
+        matches!(self.stage, Stage::Committed(_) | Stage::AwaitingGap(_) | Stage::Asking(_))
     }
 
     /// Whether nobody here knows if the destination runs the guest: it asks, and takes an operator's word.
@@ -330,7 +341,7 @@ impl Source {
             Stage::LastRound(LastRound { acknowledged: None, .. }) => Step::LastRound,
             Stage::LastRound(_) => Step::Load,
             Stage::Locating => Step::Verify,
-            Stage::Committed(_) | Stage::AwaitingGap | Stage::Asking(_) => Step::Commit,
+            Stage::Committed(_) | Stage::AwaitingGap(_) | Stage::Asking(_) => Step::Commit,
             Stage::Resuming(_) | Stage::Reclaiming(_) | Stage::Ended => Step::Resume,
         }
     }
@@ -382,6 +393,7 @@ impl Source {
             Message::Ready { verify, load } => self.ready(now, verify, load),
             Message::Mismatch { samples, .. } => self.mismatch(now, samples),
             Message::Running { resume } => self.running(now, resume),
+            Message::Started { since_ready } => self.started(now, since_ready),
             Message::Gap(gap) => self.gap(now, gap),
             Message::Abort(fault) => self.peer_aborted(now, fault),
             Message::Lost(fault) => self.peer_lost(now, fault),

@@ -69,6 +69,8 @@ pub struct Gate {
 struct State {
     phase: Phase,
     loops: Vec<Option<Loop>>,
+    /// When the first loop went through the open gate.
+    entered: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +93,8 @@ impl Gate {
     /// # Errors
     /// When the kick's signal handler cannot be installed.
     pub fn new(vcpus: usize) -> Result<Self, KvmError> {
-        let state = State { phase: Phase::Closed, loops: (0..vcpus).map(|_| None).collect() };
+        let loops = (0..vcpus).map(|_| None).collect();
+        let state = State { phase: Phase::Closed, loops, entered: None };
         let (phase, idle) = (Condvar::new(), Condvar::new());
         Ok(Self { state: Mutex::new(state), phase, idle, signal: kick_signal()? })
     }
@@ -101,6 +104,7 @@ impl Gate {
         let mut state = self.lock();
         if state.phase == Phase::Closed {
             state.phase = Phase::Open;
+            state.entered = None;
             state.loops.iter().flatten().for_each(|l| l.run.set_immediate_exit(false));
             self.phase.notify_all();
         }
@@ -128,6 +132,11 @@ impl Gate {
             };
             state = self.idle.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// When the first vCPU went through the gate since it was last opened; `None` if none has yet.
+    pub fn entered_at(&self) -> Option<Instant> {
+        self.lock().entered
     }
 
     /// Whether vCPUs are to run: for a handler that waits for something, which must not hold up a close.
@@ -241,6 +250,9 @@ impl Registration<'_> {
             state = self.gate.phase.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let open = state.phase == Phase::Open;
+        if open {
+            state.entered.get_or_insert_with(Instant::now);
+        }
         if let Some(entry) = &mut state.loops[self.index] {
             entry.running = open;
         }

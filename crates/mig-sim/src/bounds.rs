@@ -9,7 +9,7 @@ use crate::verdict::Violation;
 use crate::world::World;
 
 /// Control messages on their way in one direction.
-const MESSAGES: usize = 5;
+const MESSAGES: usize = 6;
 /// The largest frame of pages: the 8 pages that a chunk of a guest here has at most, with their descriptors.
 const FRAME_BYTES: u64 = 40 + 8 * (4096 + 16);
 /// Frames on a page channel: one a chunk, and the end of a round.

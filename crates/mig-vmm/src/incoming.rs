@@ -283,6 +283,13 @@ impl DestinationVm for IncomingMachine {
         }
     }
 
+    fn running_since(&self) -> Option<Instant> {
+        match &self.filling {
+            Filling::Restored(machine) => machine.running_since(),
+            Filling::Empty(_) | Filling::Broken => None,
+        }
+    }
+
     fn guest_gap(&mut self, patience: Duration) -> Option<Duration> {
         let Filling::Restored(machine) = &self.filling else { return None };
         if !self.same_boot || self.last_beat_there_ns == 0 {

@@ -3,7 +3,7 @@
 //! Its owner may pause and resume it, look at it through a [`Monitor`], or hand it to [`mig::migrate`], which
 //! takes it as a [`SourceVm`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mig::{
     BoxError, Description, DirtyTracker, GuestRam, PauseCosts, RunPermit, SaveState, Section, SourceVm,
@@ -131,6 +131,11 @@ impl Machine {
         drop(serial);
         self.interrupted = true;
         self.not_ended()
+    }
+
+    /// When its first vCPU entered the guest after it was last started; `None` if none has yet.
+    pub(crate) fn running_since(&self) -> Option<Instant> {
+        self.platform.gate.entered_at()
     }
 
     /// Ends the machine and gives its memory back.

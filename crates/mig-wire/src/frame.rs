@@ -162,6 +162,12 @@ pub enum Message {
     Query(Query),
     /// Destination: this.
     Outcome(Fate),
+    /// How the destination timed its start: what the news of [`Message::Running`] takes on its way is no part of
+    /// the guest's pause.
+    Started {
+        /// From Ready to the guest running, on the destination's clock.
+        since_ready: Duration,
+    },
 }
 
 impl Message {
@@ -189,6 +195,7 @@ impl Message {
             Self::Pong(_) => Kind::Pong,
             Self::Query(_) => Kind::Query,
             Self::Outcome(_) => Kind::Outcome,
+            Self::Started { .. } => Kind::Started,
         }
     }
 
@@ -264,6 +271,7 @@ impl Message {
             }
             Self::Query(query) => query.write(writer),
             Self::Outcome(fate) => fate.write(writer),
+            Self::Started { since_ready } => write_duration(writer, *since_ready),
         }
     }
 
@@ -321,6 +329,7 @@ impl Message {
             Kind::Pong => Self::Pong(reader.u64()?),
             Kind::Query => Self::Query(Query::read(reader)?),
             Kind::Outcome => Self::Outcome(Fate::read(reader)?),
+            Kind::Started => Self::Started { since_ready: read_duration(reader)? },
             Kind::Pages | Kind::RoundEnd => {
                 return Err(WireError::Unknown { what: "message kind", value: kind as u64 });
             }
@@ -354,6 +363,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Pong => "pong",
         Kind::Query => "query",
         Kind::Outcome => "outcome",
+        Kind::Started => "started",
     }
 }
 
@@ -488,6 +498,7 @@ mod tests {
             (any::<[u8; 16]>(), any::<[u8; 16]>())
                 .prop_map(|(session, secret)| Message::Query(Query { session, secret })),
             fate().prop_map(Message::Outcome),
+            duration().prop_map(|since_ready| Message::Started { since_ready }),
         ]
     }
 

@@ -46,11 +46,13 @@ pub enum Kind {
     Pong = 21,
     Query = 22,
     Outcome = 23,
+    /// How the destination timed its start.
+    Started = 24,
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Hello,
         Self::Welcome,
         Self::Describe,
@@ -74,6 +76,7 @@ impl Kind {
         Self::Pong,
         Self::Query,
         Self::Outcome,
+        Self::Started,
     ];
 
     fn from_wire(value: u16) -> Result<Self, WireError> {
@@ -101,7 +104,8 @@ impl Kind {
             | Self::Gap
             | Self::Ping
             | Self::Pong
-            | Self::Outcome => 64,
+            | Self::Outcome
+            | Self::Started => 64,
         }
     }
 }

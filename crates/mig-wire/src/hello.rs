@@ -31,6 +31,8 @@ bitflags! {
         /// The number of page channels is what suits the source's cores: a destination grants as many as suit
         /// its own, if those are fewer.
         const SUITED_CHANNELS = 4;
+        /// The destination tells how it timed its start, by `Started` after `Running`.
+        const STARTED = 8;
     }
 }
 

@@ -3,7 +3,7 @@
 //! *Paused* means: no vCPU executes, and no device writes guest memory or emits output. A device may accept
 //! new work and hold it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mig_core::{Bitmap, RunPermit};
 use mig_wire::{Description, Refusal, Section};
@@ -167,6 +167,12 @@ pub trait DestinationVm: RestoreState + Send {
     /// # Errors
     /// The guest is lost: reported as fatal on both sides.
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError>;
+
+    /// When the first vCPU entered the guest, where that is known: [`DestinationVm::resume`] may return after it,
+    /// since the guest takes the core. Asked right after it.
+    fn running_since(&self) -> Option<Instant> {
+        None
+    }
 
     /// The time in which the guest itself got nothing done, from its last sign of life on the source to its
     /// first one here, waiting for that at most `patience`. `None` where it cannot be known.

@@ -85,15 +85,18 @@ impl Destination {
         }
     }
 
-    pub(super) fn resumed(&mut self, now: Duration) -> Vec<Action> {
+    pub(super) fn resumed(&mut self, now: Duration, running_for: Duration) -> Vec<Action> {
         let Stage::Resuming { since } = self.stage else { return Vec::new() };
-        self.received.resume = now.saturating_sub(since);
-        self.stage = Stage::FindingGap { since: now };
-        vec![
-            Action::Send(Message::Running { resume: self.received.resume }),
-            Action::Tell(Progress::Running),
-            Action::FindGap,
-        ]
+        let started = now.saturating_sub(running_for).max(since);
+        self.received.resume = started.saturating_sub(since);
+        self.stage = Stage::FindingGap { since: started };
+        let mut actions = vec![Action::Send(Message::Running { resume: self.received.resume })];
+        if self.tells_start {
+            let since_ready = started.saturating_sub(self.ready_at);
+            actions.push(Action::Send(Message::Started { since_ready }));
+        }
+        actions.extend([Action::Tell(Progress::Running), Action::FindGap]);
+        actions
     }
 
     pub(super) fn gap(&mut self, gap: Option<Duration>) -> Vec<Action> {

@@ -41,7 +41,7 @@ impl Source {
     pub(super) fn lost(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         let fault = fault.remedy("resolve: resume the guest here, or discard it");
         let actions = match self.stage {
-            Stage::Committed(Committed { since }) => self.enter(fault, since),
+            Stage::Committed(Committed { since, .. }) => self.enter(fault, since),
             Stage::Asking(_) => self.in_vain(fault),
             _ => return self.out_of_turn(now, "lost"),
         };

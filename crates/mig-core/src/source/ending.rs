@@ -37,7 +37,7 @@ impl Source {
     pub(super) fn peer_aborted(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         match self.stage {
             // after Commit too: its promise that it never ran and never will
-            Stage::Ended | Stage::Resuming(_) | Stage::AwaitingGap => Vec::new(),
+            Stage::Ended | Stage::Resuming(_) | Stage::AwaitingGap(_) => Vec::new(),
             _ => self.give_up(now, fault, false),
         }
     }
@@ -51,11 +51,11 @@ impl Source {
 
     pub(super) fn failed(&mut self, now: Duration, fault: Fault) -> Vec<Action> {
         match &self.stage {
-            Stage::Committed(Committed { since }) => self.in_doubt(fault, *since),
+            Stage::Committed(Committed { since, .. }) => self.in_doubt(fault, *since),
             // it is known already; what was under way before does not matter any more
             Stage::Asking(_) => Vec::new(),
             // the destination said that it runs; only the gap stays unknown
-            Stage::AwaitingGap => self.moved(now),
+            Stage::AwaitingGap(_) => self.moved(now),
             // only the resume itself can still fail: link and peer do not matter any more, nor does what
             // was under way before
             Stage::Resuming(_) if fault.blame == Blame::Local && fault.step == Step::Resume => {
@@ -76,7 +76,7 @@ impl Source {
             // too late; or it ends by itself in a moment, for a reason worth knowing
             Stage::Locating
             | Stage::Committed(_)
-            | Stage::AwaitingGap
+            | Stage::AwaitingGap(_)
             | Stage::Asking(_)
             | Stage::Resuming(_)
             | Stage::Reclaiming(_)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Committed, LastRound, Source, Stage, Switching};
+use super::{Action, AwaitingGap, Committed, LastRound, Source, Stage, Switching};
 use crate::progress::{Downtime, OutcomeKind, Progress, Verification};
 use crate::switchover::RunPermit;
 
@@ -40,27 +40,28 @@ impl Source {
             let chunks = self.ledger.chunks(&self.config.description);
             self.ledger.verification = Some(Verification::Ok { chunks });
         }
-        self.commit_when_ready()
+        self.commit_when_ready(now)
     }
 
     /// The point of no return.
-    pub(super) fn commit_when_ready(&mut self) -> Vec<Action> {
-        let Stage::LastRound(LastRound { sent: true, ready: Some(_), round, since, .. }) = self.stage else {
+    pub(super) fn commit_when_ready(&mut self, now: Duration) -> Vec<Action> {
+        let Stage::LastRound(LastRound { sent: true, ready: Some(ready), round, since, .. }) = self.stage
+        else {
             return Vec::new();
         };
         self.ledger.rounds = round + 1;
         let Downtime { transfer, verify, load, .. } = self.ledger.downtime;
         let since = since + transfer + verify + load;
-        self.stage = Stage::Committed(Committed { since });
+        self.stage = Stage::Committed(Committed { since, ready, sent: now });
         vec![Action::Commit(RunPermit::mint()), Action::Tell(Progress::Committed)]
     }
 
     pub(super) fn running(&mut self, now: Duration, resume: Duration) -> Vec<Action> {
-        let Stage::Committed(Committed { since }) = self.stage else {
+        let Stage::Committed(committed) = self.stage.clone() else {
             return self.out_of_turn(now, "running");
         };
-        self.note_running(now.saturating_sub(since), resume);
-        self.stage = Stage::AwaitingGap;
+        self.note_running(now.saturating_sub(committed.since), resume);
+        self.stage = Stage::AwaitingGap(AwaitingGap { committed, start_known: !self.ledger.start_is_told });
         vec![Action::Tell(Progress::Running), Action::StopTracking]
     }
 
@@ -70,8 +71,25 @@ impl Source {
         self.ledger.downtime.commit = passed.saturating_sub(resume);
     }
 
+    /// Takes the way of Running out of the downtime: the guest ran already. What the destination's time from Ready
+    /// to the start holds beyond this side's share and the resuming is the way of Ready and the way of Commit:
+    /// half of it each, since no two clocks are compared.
+    pub(super) fn started(&mut self, now: Duration, since_ready: Duration) -> Vec<Action> {
+        let Stage::AwaitingGap(AwaitingGap { committed, start_known: known @ false }) = &mut self.stage
+        else {
+            return self.out_of_turn(now, "started");
+        };
+        *known = true;
+        let answering = committed.sent.saturating_sub(committed.ready);
+        let downtime = &mut self.ledger.downtime;
+        let both_ways = since_ready.saturating_sub(answering + downtime.resume);
+        let commit = committed.sent.saturating_sub(committed.since) + both_ways / 2;
+        downtime.commit = downtime.commit.min(commit);
+        Vec::new()
+    }
+
     pub(super) fn gap(&mut self, now: Duration, gap: Option<Duration>) -> Vec<Action> {
-        let Stage::AwaitingGap = self.stage else { return self.out_of_turn(now, "gap") };
+        let Stage::AwaitingGap(_) = self.stage else { return self.out_of_turn(now, "gap") };
         self.ledger.guest_gap = gap;
         self.moved(now)
     }

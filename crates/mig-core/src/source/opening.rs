@@ -36,7 +36,7 @@ impl Source {
     }
 
     fn optional(&self) -> Capabilities {
-        let mut optional = Capabilities::empty();
+        let mut optional = Capabilities::STARTED;
         optional.set(Capabilities::SUITED_CHANNELS, self.config.suited_channels);
         optional
     }
@@ -52,6 +52,7 @@ impl Source {
         }
         self.stage = Stage::Describing;
         self.ledger.channels = welcome.channels;
+        self.ledger.start_is_told = welcome.capabilities & Capabilities::STARTED.bits() != 0;
         self.ledger.secret = welcome.secret;
         let mut description = self.config.description.clone();
         description.platform.extend(self.config.arbiter.map(|arbiter| Section {

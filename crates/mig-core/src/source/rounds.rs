@@ -25,7 +25,7 @@ impl Source {
             Stage::LastRound(last) => {
                 last.sent = true;
                 self.ledger.sent(pages, bytes);
-                self.commit_when_ready()
+                self.commit_when_ready(now)
             }
             _ => Vec::new(),
         }

@@ -15,6 +15,18 @@ use mig_wire::hello::Hello;
 use way::*;
 
 #[test]
+fn a_start_is_timed_from_ready_to_the_guest_running_and_not_to_the_news_of_it() {
+    let mut run = Run::new().on_to(Resuming, &Hello { optional: 8, ..hello() });
+    // Commit came a millisecond after Ready, and the guest was found running 10 ms later, for 7 already
+    run.now += 9 * MS;
+    let actions = run.tell(Event::Resumed { running_for: 7 * MS });
+    assert_eq!(names(&actions), ["send running", "send started", "find gap"]);
+    let [Action::Send(running), Action::Send(started), ..] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(running, &Message::Running { resume: 3 * MS });
+    assert_eq!(started, &Message::Started { since_ready: 4 * MS });
+}
+
+#[test]
 fn channels_that_are_left_to_both_sides_are_as_many_as_suit_the_one_with_fewer() {
     for (optional, asked, granted) in [(0, 4, 4), (4, 4, 3), (4, 2, 2), (0, 200, 64)] {
         let machine = Destination::new([9; 16], 64, None).suited_channels(3);
@@ -297,7 +309,7 @@ fn unknown_optional_capabilities_are_left_out_of_the_welcome() {
     let mut run = Run::new();
     let actions = run.hear(Message::Hello(Hello { required: 0, optional: !0, ..hello() }));
     let Some(Action::Send(Message::Welcome(welcome))) = actions.first() else { panic!("{actions:?}") };
-    assert_eq!(welcome.capabilities, 0b101, "all that it knows but an arbiter");
+    assert_eq!(welcome.capabilities, 0b1101, "all that it knows but an arbiter");
 }
 
 #[test]
@@ -317,7 +329,7 @@ fn events_that_come_too_late_for_an_action_given_up_do_nothing() {
             Event::Prepared(DestinationCosts::default()),
             Event::Verified,
             Event::Loaded,
-            Event::Resumed,
+            Event::Resumed { running_for: Duration::ZERO },
             Event::Gap(None),
         ] {
             assert!(run.tell(event).is_empty(), "{at:?}");

@@ -79,7 +79,7 @@ pub(crate) fn way() -> Vec<(At, Vec<Event>)> {
         (Verifying, vec![Event::Verified]),
         (Loading, vec![Event::Loaded]),
         (Ready, vec![Event::Message(Message::Commit)]),
-        (Resuming, vec![Event::Resumed]),
+        (Resuming, vec![Event::Resumed { running_for: Duration::ZERO }]),
         (FindingGap, vec![Event::Gap(Some(MS))]),
     ]
 }
@@ -179,6 +179,7 @@ pub(crate) fn every_message() -> Vec<Message> {
         Message::Pong(1),
         Message::Query(Query { session: [0; 16], secret: [9; 16] }),
         Message::Outcome(Fate::Never),
+        Message::Started { since_ready: Duration::ZERO },
     ]
 }
 

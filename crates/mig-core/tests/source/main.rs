@@ -68,7 +68,7 @@ fn a_refusal_names_every_reason_and_every_remedy_once() {
 
 #[test]
 fn a_source_that_leaves_channels_to_both_sides_says_so_and_takes_fewer() {
-    for (suited_channels, optional) in [(false, 0), (true, 4)] {
+    for (suited_channels, optional) in [(false, 8), (true, 8 + 4)] {
         let (_, actions) = Source::new(SourceConfig { suited_channels, ..config() })
             .handle(Duration::ZERO, Event::Connected);
         let [Action::Send(Message::Hello(hello))] = &actions[..] else { panic!("{actions:?}") };
@@ -76,7 +76,7 @@ fn a_source_that_leaves_channels_to_both_sides_says_so_and_takes_fewer() {
     }
     let source = Source::new(SourceConfig { suited_channels: true, ..config() });
     let (source, _) = source.handle(Duration::ZERO, Event::Connected);
-    for capabilities in [1, 5] {
+    for capabilities in [1, 1 + 4, 1 + 4 + 8] {
         let fewer = Message::Welcome(Welcome { channels: 1, capabilities, ..welcome() });
         let (_, actions) = source.clone().handle(Duration::ZERO, Event::Message(fewer));
         assert_eq!(names(&actions), ["send describe"], "capabilities {capabilities}");
@@ -174,6 +174,25 @@ fn the_parts_of_the_downtime_add_up_to_the_time_from_the_order_to_pause_to_the_n
     assert_eq!((parts, total), (vec![1, 2, 3, 10, 4, 3, 4, 5], 6 + 10 + 9 + 7));
     let (parts, total) = downtime(10, (9, 4, 3), 6, (7, 5));
     assert_eq!((parts, total), (vec![1, 2, 3, 10, 4, 3, 10, 5], 6 + 10 + 9 + 6 + 7));
+}
+
+#[test]
+fn the_way_of_the_news_of_running_is_no_part_of_the_downtime() {
+    // Ready after 10, the pages noted as sent 2 later, and so Commit; the news comes another 50 later
+    let told = |since_ready: u32| {
+        let mut run = Run::at(LastRound);
+        run.tell_after(4 * MS, Event::Message(Message::RoundAck { round: 1 }));
+        run.tell_after(6 * MS, Event::Message(Message::Ready { verify: MS, load: 2 * MS }));
+        run.tell_after(2 * MS, sent(5));
+        run.tell_after(50 * MS, Event::Message(Message::Running { resume: 3 * MS }));
+        run.hear(Message::Started { since_ready: since_ready * MS });
+        report(&run.hear(Message::Gap(None))).downtime.unwrap().commit.as_millis()
+    };
+    // 3 of the 6 ms before Ready were no work of the destination's; then 2 here, and half of what is left of the
+    // 13 without them and the 3 of resuming
+    assert_eq!(told(13), 3 + 2 + 4);
+    assert_eq!(told(0), 3 + 2, "the destination cannot make it less than what passed here");
+    assert_eq!(told(1_000_000), 3 + 2 + 50 - 3, "nor more");
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) fn description() -> Description {
 }
 
 pub(crate) fn welcome() -> Welcome {
-    Welcome { version: 1, capabilities: 1, channels: 2, secret: [9; 16] }
+    Welcome { version: 1, capabilities: 1 + 8, channels: 2, secret: [9; 16] }
 }
 
 pub(crate) fn fault(blame: Blame, step: Step) -> Fault {
@@ -215,6 +215,7 @@ pub(crate) fn every_message() -> Vec<Message> {
         Message::Pong(1),
         Message::Query(Query { session: [7; 16], secret: [9; 16] }),
         Message::Outcome(Fate::Never),
+        Message::Started { since_ready: Duration::ZERO },
     ]
 }
 
@@ -228,6 +229,6 @@ pub(crate) fn in_turn(at: At, message: &Message) -> bool {
             | (LastRound | Arrived, Message::Mismatch { .. })
             | (Arrived, Message::Ready { .. })
             | (Committed, Message::Running { .. } | Message::Lost(_))
-            | (AwaitingGap, Message::Gap(_))
+            | (AwaitingGap, Message::Started { .. } | Message::Gap(_))
     )
 }

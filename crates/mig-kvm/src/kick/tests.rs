@@ -89,8 +89,10 @@ fn a_closed_gate_means_that_no_vcpu_runs_and_every_vcpu_is_free_to_be_saved() {
     let loops: Vec<_> = (0..4).map(|i| guest.drive(i, |_| Flow::Continue)).collect();
     for _ in 0..30 {
         let before = guest.counters();
+        let opened = Instant::now();
         guest.gate.open();
         guest.wait_for_progress(&before);
+        assert!(guest.gate.entered_at().is_some_and(|at| at >= opened), "it knows when the first went in");
         guest.gate.close(PATIENCE).unwrap();
         let stopped = guest.counters();
         for vcpu in guest.vcpus.iter() {

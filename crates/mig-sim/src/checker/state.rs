@@ -69,7 +69,7 @@ pub(super) struct Host {
 /// One direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Lane<T> {
-    pub(super) queue: Line<T, 4>,
+    pub(super) queue: Line<T, 5>,
     /// From here on everything is lost, and nobody is told.
     pub(super) cut: bool,
 }

@@ -50,6 +50,7 @@ pub(crate) struct DestinationSide {
     pub(crate) resume_taken_at: Option<u64>,
     /// When it was told to run the guest, and took it.
     pub(crate) given_at: u64,
+    pub(crate) ready_said_at: u64,
     pub(crate) verify_took: u64,
     pub(crate) load_took: u64,
     issued_at: u64,
@@ -84,6 +85,7 @@ impl DestinationSide {
             resumed_at: 0,
             resume_taken_at: None,
             given_at: 0,
+            ready_said_at: 0,
             verify_took: 0,
             load_took: 0,
             issued_at: 0,
@@ -112,9 +114,12 @@ impl World {
                 self.destination.verify_took = self.now - complete_at;
             }
             Event::Message(Message::State { .. }) => self.destination.state_heard_at = self.now,
-            Event::Loaded => self.destination.load_took = self.now - self.destination.issued_at,
+            Event::Loaded => {
+                self.destination.load_took = self.now - self.destination.issued_at;
+                self.destination.ready_said_at = self.now;
+            }
             Event::Claimed(_) => self.destination.claiming = false,
-            Event::Resumed => self.destination.resume_taken_at = Some(self.now),
+            Event::Resumed { .. } => self.destination.resume_taken_at = Some(self.now),
             _ => {}
         }
         let (machine, actions) = machine.handle(self.clock(Side::Destination), event);

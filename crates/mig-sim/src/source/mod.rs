@@ -60,6 +60,9 @@ pub(crate) struct SourceSide {
     pub(crate) paused_at: u64,
     pub(crate) paused_heard_at: u64,
     pub(crate) running_heard_at: u64,
+    pub(crate) ready_heard_at: u64,
+    /// Whether it heard how the destination timed its start.
+    pub(crate) start_heard: bool,
     /// The pages that really differed, by guest address, where that was asked.
     pub(crate) differing: Option<Vec<u64>>,
 }
@@ -116,6 +119,8 @@ impl SourceSide {
             paused_at: 0,
             paused_heard_at: 0,
             running_heard_at: 0,
+            ready_heard_at: 0,
+            start_heard: false,
             differing: None,
         }
     }
@@ -127,6 +132,8 @@ impl World {
         match &event {
             Event::Paused => self.source.paused_heard_at = self.now,
             Event::Message(Message::Running { .. }) => self.source.running_heard_at = self.now,
+            Event::Message(Message::Ready { .. }) => self.source.ready_heard_at = self.now,
+            Event::Message(Message::Started { .. }) => self.source.start_heard = true,
             Event::Answered(Fate::Running { running_for, .. }) => {
                 self.source.running_heard_at = self.now - running_for.as_nanos() as u64;
             }

@@ -460,7 +460,17 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 Some(self.with_vm(Step::Load, |vm| vm.restore(&sections), Event::Loaded))
             }
             Action::Resume(permit) => {
-                Some(self.with_vm(Step::Resume, |vm| vm.resume(permit), Event::Resumed))
+                let mut running_for = Duration::ZERO;
+                let resume = |vm: &mut I::Vm| {
+                    vm.resume(permit)?;
+                    running_for = vm.running_since().map(|at| at.elapsed()).unwrap_or_default();
+                    Ok(())
+                };
+                let done = self.with_vm(Step::Resume, resume, Event::Resumed { running_for: Duration::ZERO });
+                Some(match done {
+                    Event::Resumed { .. } => Event::Resumed { running_for },
+                    failed => failed,
+                })
             }
             Action::FindGap => {
                 Some(Event::Gap(self.guest.as_mut().and_then(|g| g.vm.guest_gap(GAP_PATIENCE))))

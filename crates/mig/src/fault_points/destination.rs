@@ -16,7 +16,7 @@ pub(crate) fn heard(event: &Event) -> Option<Point> {
         Event::Prepared(_) => Some(Point::DestinationPrepared),
         Event::Attached => Some(Point::DestinationAttached),
         Event::Loaded => Some(Point::DestinationLoaded),
-        Event::Resumed => Some(Point::DestinationResumed),
+        Event::Resumed { .. } => Some(Point::DestinationResumed),
         Event::Query => Some(Point::DestinationAsked),
         _ => None,
     }

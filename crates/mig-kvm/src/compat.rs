@@ -6,6 +6,8 @@
 
 mod names;
 
+use std::ops::Deref;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use mig::{Refusal, Section};
@@ -15,7 +17,8 @@ use crate::cap::Caps;
 use crate::error::{Call, KvmError};
 use crate::time::{self, GuestTime};
 use crate::vcpu::saved::{CpuidEntry, Msr};
-use crate::vcpu::{self, SaveContext, msr};
+use crate::vcpu::tsc::Mover;
+use crate::vcpu::{SaveContext, cpuid, msr};
 use names::{FEATURES, Register};
 
 /// The name of the section that describes a guest's CPU.
@@ -46,34 +49,48 @@ struct Host {
     tsc_deadline_timer: bool,
 }
 
-/// Describes the CPU that a guest was given. Asked of one vCPU after its CPUID was set and before it runs
-/// (a vCPU's calls wait for KVM_RUN); the others are alike.
+/// Describes the CPU that a guest was given. Asked of its first vCPU before it runs (a vCPU's calls wait for
+/// KVM_RUN); the others are alike but for their places.
 ///
 /// # Errors
-/// The first call that fails.
+/// The first call that fails; [`KvmError::NoSuchVcpu`] when `context` knows no vCPU.
 pub fn platform_section(vcpu: &VcpuFd, context: &SaveContext) -> Result<Section, KvmError> {
+    let given = context.given.first().ok_or(KvmError::NoSuchVcpu { vcpu: 0 })?;
     let platform = Platform {
-        cpuid: vcpu::cpuid_of(vcpu)?,
+        cpuid: given.cpuid().into(),
         feature_msrs: msr::read(vcpu, context.feature_msrs())?,
         xsave_bytes: context.caps.xsave_bytes as u64,
-        tsc_khz: vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")?,
+        tsc_khz: given.tsc_khz(),
         boot_id: context.boot_id,
     };
     Ok(Section::critical(NAME, 0, SCHEMA, &platform))
 }
 
-/// Gives a vCPU the CPU that a section describes, before the guest's state arrives: so that what its state
-/// is made of is known, and nothing of it needs to be asked, while the guest is paused.
+/// Gives vCPUs, all of a guest's by index, the CPU that a section describes, before the guest's state arrives:
+/// so that what its state is made of is known, and nothing of it needs to be asked or given, while the guest is
+/// paused. The section describes the first vCPU's; `place` turns a leaf of that into the leaf of another vCPU,
+/// in its place in the topology. One that turns out to have been given another CPUID gets it with its state.
 ///
 /// # Errors
 /// The section is none of ours, or KVM refuses: [`check`] would have said why.
-pub fn adopt(vcpu: &VcpuFd, section: &Section) -> Result<(), KvmError> {
+pub fn adopt<V: Deref<Target = VcpuFd>>(
+    vcpus: &[V],
+    section: &Section,
+    place: impl Fn(usize, &mut CpuidEntry),
+) -> Result<(), KvmError> {
     let platform: Platform = crate::state::decode(section, NAME, SCHEMA)?;
-    vcpu::set_cpuid(vcpu, &platform.cpuid)?;
-    if vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")? != platform.tsc_khz {
-        vcpu.set_tsc_khz(platform.tsc_khz).call("KVM_SET_TSC_KHZ")?;
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        let mut leaves = platform.cpuid.clone();
+        if index > 0 {
+            leaves.iter_mut().for_each(|leaf| place(index, leaf));
+        }
+        cpuid::write(vcpu, &leaves)?;
+        if vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")? != platform.tsc_khz {
+            vcpu.set_tsc_khz(platform.tsc_khz).call("KVM_SET_TSC_KHZ")?;
+        }
+        msr::write(vcpu, &platform.feature_msrs)?;
     }
-    msr::write(vcpu, &platform.feature_msrs)
+    Ok(())
 }
 
 /// What a section of [`platform_section`] says, as debug text.
@@ -119,7 +136,7 @@ impl Host {
         vcpu.set_cpuid2(&supported).call("KVM_SET_CPUID2")?;
         let mut cpuid: Vec<CpuidEntry> = supported.as_slice().iter().map(CpuidEntry::from).collect();
         // A KVM that cannot hide the host's CPUID shows guests more than it says it supports.
-        for shown in vcpu::cpuid_of(&vcpu)? {
+        for shown in cpuid::read(&vcpu)? {
             let same = |e: &&mut CpuidEntry| (e.function, e.index) == (shown.function, shown.index);
             match cpuid.iter_mut().find(same) {
                 Some(entry) if is_feature_leaf(&shown) => {
@@ -138,7 +155,7 @@ impl Host {
             xsave_bytes: caps.xsave_bytes as u64,
             tsc_khz: vcpu.get_tsc_khz().call("KVM_GET_TSC_KHZ")?,
             tsc_control: caps.tsc_control,
-            tsc_shift: vcpu::can_shift_tsc(&vcpu)?,
+            tsc_shift: Mover::probe(&vcpu)?.moves(),
             boot_id: time::boot_id().ok(),
             tsc_deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
         };

@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use crate::cap::Caps;
 use crate::error::{Call, KvmError};
 use crate::time::{GuestTime, TimePlan};
-use crate::vcpu::{self, RestoreContext, SaveContext, VcpuState};
+use crate::vcpu::tsc::Mover;
+use crate::vcpu::{self, Given, RestoreContext, SaveContext, VcpuState};
 use crate::vm::{self, VmState};
 
 /// The KVM side of a guest, saved.
@@ -31,12 +32,39 @@ pub fn save<V: Deref<Target = VcpuFd>>(
     vcpus: &[V],
     context: &SaveContext,
 ) -> Result<KvmState, KvmError> {
-    let vcpus = vcpus.iter().map(|v| vcpu::save(v, context)).collect::<Result<_, _>>()?;
+    same_count(context.given.len(), vcpus.len())?;
+    let one = |(vcpu, given): (&V, &Given)| vcpu::save(vcpu, given, context);
+    let vcpus = vcpus.iter().zip(&context.given).map(one).collect::<Result<_, _>>()?;
     // The clock last: what passed since it was read is what the guest's time advances by.
     Ok(KvmState { vm: vm::save(vm, context)?, vcpus })
 }
 
+/// What the vCPUs hold that wait for a guest's state, read before it comes, so that it need not be written
+/// again while the guest is paused.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    fresh: Vec<VcpuState>,
+    mover: Mover,
+}
+
+impl Prepared {
+    /// Reads vCPUs that have never run, and never do before their state is restored; all that can be given to
+    /// them before that they have ([`crate::compat::adopt`]).
+    ///
+    /// # Errors
+    /// The first call that fails.
+    pub fn read<V: Deref<Target = VcpuFd>>(vcpus: &[V], context: &SaveContext) -> Result<Self, KvmError> {
+        same_count(context.given.len(), vcpus.len())?;
+        let first = vcpus.first().ok_or(KvmError::NoSuchVcpu { vcpu: 0 })?;
+        let mover = Mover::probe(first)?;
+        let one = |(vcpu, given): (&V, &Given)| vcpu::save(vcpu, given, context);
+        let fresh = vcpus.iter().zip(&context.given).map(one).collect::<Result<_, _>>()?;
+        Ok(Self { fresh, mover })
+    }
+}
+
 /// Restores them into a VM and vCPUs that have never run, guest memory in place; returns how time went on.
+/// `context` is brought up to date with what the vCPUs were given.
 ///
 /// # Errors
 /// The first call that fails; the guest is of no use afterwards.
@@ -44,23 +72,27 @@ pub fn restore<V: Deref<Target = VcpuFd>>(
     vm: &VmFd,
     vcpus: &[V],
     state: &KvmState,
-    caps: &Caps,
+    prepared: &Prepared,
+    context: &mut SaveContext,
     choice: GuestTime,
 ) -> Result<TimePlan, KvmError> {
-    if vcpus.len() != state.vcpus.len() {
-        let why = format!("state of {} vcpus for a guest of {}", state.vcpus.len(), vcpus.len());
-        return Err(KvmError::DoesNotFit { why });
-    }
+    same_count(state.vcpus.len(), vcpus.len())?;
+    same_count(prepared.fresh.len(), vcpus.len())?;
     let saved = &state.vm.clock;
-    let time = TimePlan::new(choice, saved.host, saved.host_tsc_khz, crate::time::boot_id().ok());
+    let time = TimePlan::new(choice, saved.host, saved.host_tsc_khz, context.boot_id);
     vm::restore_clock(vm, &state.vm, &time)?;
-    for (fd, state) in vcpus.iter().zip(&state.vcpus) {
-        // Before the guest's own frequency is set a vCPU has the host's.
-        let host_tsc_khz = fd.get_tsc_khz().call("KVM_GET_TSC_KHZ")?;
-        vcpu::restore(fd, state, &RestoreContext { caps: caps.clone(), host_tsc_khz, time })?;
+    let (host_tsc_khz, mover) = (context.host_tsc_khz, prepared.mover);
+    let restoring = RestoreContext { caps: &context.caps, host_tsc_khz, mover, time };
+    let each = vcpus.iter().zip(&state.vcpus).zip(&prepared.fresh).zip(&mut context.given);
+    for (((vcpu, state), fresh), given) in each {
+        if vcpu::restore(vcpu, state, fresh, &restoring)? {
+            *given = Given::read(vcpu)?;
+        }
     }
     vm::restore_chips(vm, &state.vm, &time)?;
-    tell_stopped(vcpus, caps)?;
+    for (vcpu, _) in vcpus.iter().zip(&state.vcpus).filter(|(_, state)| state.has_kvmclock()) {
+        tell(vcpu, &context.caps)?;
+    }
     Ok(time)
 }
 
@@ -70,14 +102,25 @@ pub fn restore<V: Deref<Target = VcpuFd>>(
 /// # Errors
 /// KVM_KVMCLOCK_CTRL's.
 pub fn tell_stopped<V: Deref<Target = VcpuFd>>(vcpus: &[V], caps: &Caps) -> Result<(), KvmError> {
-    for vcpu in vcpus.iter().filter(|_| caps.kvmclock_ctrl) {
-        match vcpu.kvmclock_ctrl() {
-            // The guest has no kvmclock (yet).
-            Err(e) if e.errno() == libc::EINVAL => {}
-            result => result.call("KVM_KVMCLOCK_CTRL")?,
-        }
+    vcpus.iter().try_for_each(|vcpu| tell(vcpu, caps))
+}
+
+fn tell(vcpu: &VcpuFd, caps: &Caps) -> Result<(), KvmError> {
+    if !caps.kvmclock_ctrl {
+        return Ok(());
     }
-    Ok(())
+    match vcpu.kvmclock_ctrl() {
+        // The guest has no kvmclock (yet).
+        Err(e) if e.errno() == libc::EINVAL => Ok(()),
+        result => result.call("KVM_KVMCLOCK_CTRL"),
+    }
+}
+
+fn same_count(state: usize, vcpus: usize) -> Result<(), KvmError> {
+    match state == vcpus {
+        true => Ok(()),
+        false => Err(KvmError::DoesNotFit { why: format!("state of {state} vcpus for a guest of {vcpus}") }),
+    }
 }
 
 impl KvmState {
@@ -105,11 +148,7 @@ impl KvmState {
         };
         let vm = VmState::from_section(only(vm::NAME, 0)?)?;
         let count = sections.iter().filter(|s| s.name == vcpu::NAME).count();
-        if count != vcpus {
-            return Err(KvmError::DoesNotFit {
-                why: format!("state of {count} vcpus for a guest of {vcpus}"),
-            });
-        }
+        same_count(count, vcpus)?;
         let vcpus =
             (0..vcpus).map(|i| VcpuState::from_section(only(vcpu::NAME, i)?)).collect::<Result<_, _>>()?;
         Ok(Self { vm, vcpus })

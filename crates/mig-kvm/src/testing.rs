@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestM
 
 use crate::cap::Caps;
 use crate::dirty::{Slot, WrittenPages};
-use crate::vcpu::SaveContext;
+use crate::vcpu::{self, SaveContext};
 
 pub(crate) const PAGE: u64 = 4096;
 /// Two regions: one that ends inside a chunk and inside a word, and one apart from it.
@@ -64,7 +64,7 @@ impl Machine {
             vcpu.set_mp_state(kvm_mp_state::default()).unwrap();
             flat(vcpu);
         }
-        machine.context = SaveContext::probe(&machine.kvm, &machine.vcpus[0], &machine.caps).unwrap();
+        machine.context = machine.probe();
         Some(machine)
     }
 
@@ -94,8 +94,19 @@ impl Machine {
             unsafe { vm.set_user_memory_region(region).unwrap() };
         }
         let vcpus: Vec<VcpuFd> = (0..vcpus).map(|id| vm.create_vcpu(id).unwrap()).collect();
-        let context = SaveContext::probe(&kvm, &vcpus[0], &caps).unwrap();
+        let host_tsc_khz = vcpu::host_tsc_khz(&vcpus[0]).unwrap();
+        let refs: Vec<&VcpuFd> = vcpus.iter().collect();
+        let context = SaveContext::probe(&kvm, &refs, &caps, host_tsc_khz).unwrap();
         Some(Self { kvm, vm, vcpus, memory, slots, caps, context })
+    }
+
+    pub(crate) fn refs(&self) -> Vec<&VcpuFd> {
+        self.vcpus.iter().collect()
+    }
+
+    /// What saving needs to know of the vCPUs as they are.
+    pub(crate) fn probe(&self) -> SaveContext {
+        SaveContext::probe(&self.kvm, &self.refs(), &self.caps, self.context.host_tsc_khz).unwrap()
     }
 
     pub(crate) fn load(&self, code: &[u8]) {

@@ -4,6 +4,8 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+use mig_kvm::vcpu::saved::CpuidEntry;
+
 use crate::layout::MAX_VCPUS;
 
 const X2APIC: u32 = 1 << 21;
@@ -55,6 +57,17 @@ pub(crate) fn of(supported: &CpuId, index: u8, vcpus: u8, tsc_deadline: bool) ->
     entries
 }
 
+/// Makes a leaf of the first vCPU's CPUID, as [`of`] made it, the leaf of vCPU `index`.
+pub(crate) fn place(index: usize, leaf: &mut CpuidEntry) {
+    let id = u32::try_from(index).expect("a few vCPUs");
+    match leaf.function {
+        1 => leaf.ebx = leaf.ebx & 0xff_ffff | id << 24,
+        0xb => leaf.edx = id,
+        0x8000_001e => (leaf.eax, leaf.ebx) = (id, id & 0xff),
+        _ => {}
+    }
+}
+
 /// Bits that hold the ids of this many cores.
 fn core_bits(count: u32) -> u32 {
     count.next_power_of_two().trailing_zeros()
@@ -75,5 +88,18 @@ mod tests {
         assert_eq!(find(1, 0).ecx & TSC_DEADLINE, TSC_DEADLINE);
         assert_eq!((find(0xb, 1).eax, find(0xb, 1).ebx, find(0xb, 1).edx), (3, 6, 5));
         assert!(entries.iter().all(|e| e.function != 0x1f) && find(0, 0).eax == 0xb);
+    }
+
+    #[test]
+    fn a_vcpu_that_is_placed_has_the_cpuid_it_would_have_been_made_with() {
+        let leaf = |function| kvm_cpuid_entry2 { function, ebx: 0xffff_ffff, ..Default::default() };
+        let leaves = [0, 1, 4, 7, 0xb, 0xd, 0x8000_0008, 0x8000_001e].map(leaf);
+        let supported = CpuId::from_entries(&leaves).unwrap();
+        let made = |index| of(&supported, index, 6, true).iter().map(CpuidEntry::from).collect::<Vec<_>>();
+        for index in 0..6 {
+            let mut placed = made(0);
+            placed.iter_mut().for_each(|leaf| place(index.into(), leaf));
+            assert_eq!(placed, made(index));
+        }
     }
 }

@@ -7,10 +7,11 @@ use mig::{
     BoxError, Description, DestinationVm, GuestRam, Incoming, Refusal, RestoreState, ResumeCosts, RunPermit,
     Section,
 };
+use mig_kvm::state::Prepared;
 use mig_kvm::{GuestTime, compat, time};
 
-use crate::bus::lock;
 use crate::console::Console;
+use crate::cpuid;
 use crate::error::VmmError;
 use crate::layout::{self, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
 use crate::machine::Machine;
@@ -86,7 +87,7 @@ impl Incoming for Receiver {
         }
         let made = Platform::new(total(description), description.vcpus, (self.console)())
             .and_then(|platform| with_cpu(platform, description));
-        let (platform, cpu) = made.map_err(|e| {
+        let ready = made.map_err(|e| {
             let remedy = match e {
                 VmmError::Memory(_) => "free memory on the destination, or take another",
                 _ => "see the cause, or take another destination",
@@ -97,22 +98,31 @@ impl Incoming for Receiver {
         let same_boot = boot_id.is_some() && boot_id == description.boot_id;
         Ok(IncomingMachine {
             guest_time: guest_time(description).unwrap_or_default(),
-            filling: Filling::Empty(Box::new((platform, cpu))),
+            filling: Filling::Empty(Box::new(ready)),
             same_boot,
             last_beat_there_ns: 0,
         })
     }
 }
 
-/// Gives the first vCPU the CPU of the guest to come, and describes it for the move after this one: both
-/// would otherwise fall into the pause.
-fn with_cpu(mut platform: Platform, description: &Description) -> Result<(Platform, Section), VmmError> {
+/// A machine that waits for its guest.
+struct Ready {
+    platform: Platform,
+    /// What its vCPUs hold until then.
+    prepared: Prepared,
+    /// Its CPU, for the move after this one.
+    cpu: Section,
+}
+
+/// Gives the vCPUs the CPU of the guest to come, and does all else that would otherwise fall into the pause.
+fn with_cpu(mut platform: Platform, description: &Description) -> Result<Ready, VmmError> {
     if let Some(section) = described(description, compat::NAME) {
-        compat::adopt(&lock(&platform.vcpus[0]), section)?;
+        compat::adopt(&platform.locked_vcpus(), section, cpuid::place)?;
     }
     let cpu = platform.describe_cpu()?;
+    let prepared = Prepared::read(&platform.locked_vcpus(), platform.save_context()?)?;
     platform.save_cost = sections::rehearse(&platform)?;
-    Ok((platform, cpu))
+    Ok(Ready { platform, prepared, cpu })
 }
 
 fn described<'a>(description: &'a Description, name: &str) -> Option<&'a Section> {
@@ -215,7 +225,7 @@ pub struct IncomingMachine {
 }
 
 enum Filling {
-    Empty(Box<(Platform, Section)>),
+    Empty(Box<Ready>),
     Restored(Box<Machine>),
     /// Restoring failed.
     Broken,
@@ -246,11 +256,11 @@ fn out_of_order() -> BoxError {
 
 impl RestoreState for IncomingMachine {
     fn restore(&mut self, sections: &[Section]) -> Result<(), BoxError> {
-        let Filling::Empty(parts) = std::mem::replace(&mut self.filling, Filling::Broken) else {
+        let Filling::Empty(ready) = std::mem::replace(&mut self.filling, Filling::Broken) else {
             return Err(out_of_order());
         };
-        let (platform, cpu) = *parts;
-        let (state, time) = sections::restore(&platform, sections, self.guest_time)?;
+        let Ready { mut platform, prepared, cpu } = *ready;
+        let (state, time) = sections::restore(&mut platform, &prepared, sections, self.guest_time)?;
         self.last_beat_there_ns = state.heartbeat.last_ns;
         self.filling = Filling::Restored(Box::new(Machine::arrived(platform, cpu, state.workload, time)));
         Ok(())
@@ -260,7 +270,7 @@ impl RestoreState for IncomingMachine {
 impl DestinationVm for IncomingMachine {
     fn memory(&self) -> GuestRam {
         match &self.filling {
-            Filling::Empty(parts) => GuestRam::from_vm_memory(parts.0.memory.clone()),
+            Filling::Empty(ready) => GuestRam::from_vm_memory(ready.platform.memory.clone()),
             Filling::Restored(machine) => mig::SourceVm::memory(&**machine),
             Filling::Broken => unreachable!("a guest whose state was refused is discarded"),
         }
@@ -269,7 +279,7 @@ impl DestinationVm for IncomingMachine {
     /// Restoring makes the calls that saving makes, the other way round: measured, it takes half as long again.
     fn resume_costs(&self) -> ResumeCosts {
         let save = match &self.filling {
-            Filling::Empty(parts) => parts.0.save_cost,
+            Filling::Empty(ready) => ready.platform.save_cost,
             Filling::Restored(_) | Filling::Broken => Duration::ZERO,
         };
         ResumeCosts { load: save * 3 / 2, resume: EXPECTED_RESUME }
@@ -312,7 +322,7 @@ impl IncomingMachine {
     /// The memory to fill, for tests without an engine.
     pub(crate) fn platform_memory(&self) -> std::sync::Arc<memory::Ram> {
         match &self.filling {
-            Filling::Empty(parts) => parts.0.memory.clone(),
+            Filling::Empty(ready) => ready.platform.memory.clone(),
             Filling::Restored(_) | Filling::Broken => panic!("filled already"),
         }
     }

@@ -103,9 +103,8 @@ impl Machine {
     pub fn run(&mut self) -> Result<(), VmmError> {
         self.not_ended()?;
         if std::mem::take(&mut self.interrupted) {
-            let vcpus: Vec<_> = self.platform.vcpus.iter().map(lock).collect();
             // A guest that is not told may complain; one that is not run is worse off.
-            if let Err(error) = state::tell_stopped(&vcpus, &self.platform.caps) {
+            if let Err(error) = state::tell_stopped(&self.platform.locked_vcpus(), &self.platform.caps) {
                 tracing::warn!(%error, "the guest does not know that it was paused");
             }
         }

@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use mig::Section;
 use mig::describe::Region;
-use mig_kvm::vcpu::SaveContext;
+use mig_kvm::vcpu::{self, SaveContext};
 use mig_kvm::{Caps, DirtyLog, Gate, Slot, compat};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -37,7 +37,9 @@ pub(crate) struct Platform {
     pub(crate) memory: Arc<Ram>,
     pub(crate) memory_bytes: u64,
     pub(crate) caps: Caps,
-    /// What saving needs; found out on a vCPU that has its CPUID, once.
+    /// The frequency of the host's TSC.
+    host_tsc_khz: u32,
+    /// What saving needs; found out once the vCPUs have their CPUID.
     pub(crate) save_context: OnceLock<SaveContext>,
     /// What saving cost before the guest ran.
     pub(crate) save_cost: Duration,
@@ -83,6 +85,7 @@ impl Platform {
         let fds = (0..count)
             .map(|id| vm.create_vcpu(id.into()).map(Mutex::new).map_err(VmmError::kvm("creating a vCPU")))
             .collect::<Result<Arc<[_]>, _>>()?;
+        let host_tsc_khz = vcpu::host_tsc_khz(&crate::bus::lock(&fds[0]))?;
         let mut platform = Self {
             log,
             vcpus: fds,
@@ -93,6 +96,7 @@ impl Platform {
             memory,
             memory_bytes,
             caps,
+            host_tsc_khz,
             save_context: OnceLock::new(),
             save_cost: Duration::ZERO,
             vm,
@@ -134,20 +138,25 @@ impl Platform {
         Ok(())
     }
 
-    /// Describes the CPU that the vCPUs were given, while they do not run. A few hundred calls: never in a
+    /// Describes the CPUs that the vCPUs were given, while they do not run. A few hundred calls: never in a
     /// pause.
     pub(crate) fn describe_cpu(&self) -> Result<Section, VmmError> {
         let context = self.save_context()?;
         Ok(compat::platform_section(&crate::bus::lock(&self.vcpus[0]), context)?)
     }
 
-    /// What saving needs to know. First called once vCPU 0 has its CPUID, while vCPUs do not run.
+    /// What saving needs to know. First called once the vCPUs have their CPUID, while they do not run.
     pub(crate) fn save_context(&self) -> Result<&SaveContext, VmmError> {
         if let Some(context) = self.save_context.get() {
             return Ok(context);
         }
-        let context = SaveContext::probe(&self.kvm, &crate::bus::lock(&self.vcpus[0]), &self.caps)?;
+        let context = SaveContext::probe(&self.kvm, &self.locked_vcpus(), &self.caps, self.host_tsc_khz)?;
         Ok(self.save_context.get_or_init(|| context))
+    }
+
+    /// All vCPUs, which do not run.
+    pub(crate) fn locked_vcpus(&self) -> Vec<MutexGuard<'_, VcpuFd>> {
+        self.vcpus.iter().map(crate::bus::lock).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mig::describe::Schema;
 use mig::{Section, body};
-use mig_kvm::state::{self, KvmState};
+use mig_kvm::state::{self, KvmState, Prepared};
 use mig_kvm::time::{self, GuestTime, TimePlan};
 use mig_kvm::{compat, vcpu, vm};
 use serde::de::DeserializeOwned;
@@ -50,8 +50,7 @@ pub(crate) struct MachineState {
 pub(crate) fn save(platform: &Platform, workload: &str) -> Result<Vec<Section>, VmmError> {
     let context = platform.save_context()?;
     let bus = &platform.bus;
-    let vcpus: Vec<_> = platform.vcpus.iter().map(lock).collect();
-    let kvm = state::save(&platform.vm, &vcpus, context)?;
+    let kvm = state::save(&platform.vm, &platform.locked_vcpus(), context)?;
     let machine = MachineState { workload: workload.into(), heartbeat: bus.heartbeat.save() };
     let mut sections = vec![
         Section::critical(MACHINE, 0, VERSION, &machine),
@@ -75,7 +74,8 @@ pub(crate) fn rehearse(platform: &Platform) -> Result<Duration, VmmError> {
 ///
 /// Which interrupts of the devices are pending is for the interrupt controllers to know: no device raises any.
 pub(crate) fn restore(
-    platform: &Platform,
+    platform: &mut Platform,
+    prepared: &Prepared,
     sections: &[Section],
     choice: GuestTime,
 ) -> Result<(MachineState, TimePlan), VmmError> {
@@ -94,8 +94,12 @@ pub(crate) fn restore(
     })?;
     *lock(&bus.i8042) = keyboard;
     bus.heartbeat.restore(machine.heartbeat);
-    let vcpus: Vec<_> = platform.vcpus.iter().map(lock).collect();
-    let time = state::restore(&platform.vm, &vcpus, &kvm, &platform.caps, choice)?;
+    platform.save_context()?;
+    let mut context = platform.save_context.take().expect("found out above");
+    let vcpus = platform.locked_vcpus();
+    let time = state::restore(&platform.vm, &vcpus, &kvm, prepared, &mut context, choice)?;
+    drop(vcpus);
+    platform.save_context = context.into();
     Ok((machine, time))
 }
 
@@ -125,8 +129,8 @@ pub fn text(section: &Section) -> Result<String, VmmError> {
 fn check_names(sections: &[Section]) -> Result<(), VmmError> {
     let known = schemas();
     for section in sections {
-        let Section { name, instance, version, .. } = section.clone();
-        if section.critical && known.iter().all(|s| s.name != name) {
+        if section.critical && known.iter().all(|s| s.name != section.name) {
+            let (name, instance, version) = (section.name.clone(), section.instance, section.version);
             return Err(VmmError::UnknownSection { name, instance, version });
         }
     }

@@ -9,20 +9,25 @@ use crate::vcpu::msr;
 
 const REGIONS: [(u64, u64); 1] = [(0, 256)];
 
-fn refs(machine: &Machine) -> Vec<&VcpuFd> {
-    machine.vcpus.iter().collect()
+/// Restores into vCPUs without CPUID.
+fn restore_to(to: &mut Machine, state: &KvmState, choice: GuestTime) -> Result<TimePlan, KvmError> {
+    let mut context = to.probe();
+    let prepared = Prepared::read(&to.refs(), &context)?;
+    let time = restore(&to.vm, &to.refs(), state, &prepared, &mut context, choice)?;
+    to.context = context;
+    Ok(time)
 }
 
 fn moved(from: &Machine, vcpus: u64, choice: GuestTime) -> (Machine, TimePlan) {
-    let state = save(&from.vm, &refs(from), &from.context).unwrap();
+    let state = save(&from.vm, &from.refs(), &from.context).unwrap();
     let sections = state.to_sections();
     std::thread::sleep(Duration::from_millis(30));
-    let to = Machine::bare(vcpus, &REGIONS).unwrap();
+    let mut to = Machine::bare(vcpus, &REGIONS).unwrap();
     let mut bytes = vec![0u8; 256 * 4096];
     from.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
     to.memory.write_slice(&bytes, GuestAddress(0)).unwrap();
     let state = KvmState::from_sections(&sections, vcpus as usize).unwrap();
-    let plan = restore(&to.vm, &refs(&to), &state, &to.caps, choice).unwrap();
+    let plan = restore_to(&mut to, &state, choice).unwrap();
     (to, plan)
 }
 
@@ -75,7 +80,7 @@ fn time_that_goes_on_counts_the_pause_on_every_vcpu_alike() {
     let Some(from) = Machine::with_regions(2, &REGIONS) else { return };
     let clock_before = from.vm.get_clock().unwrap().clock;
     let offsets = |machine: &Machine| {
-        let state = save(&machine.vm, &refs(machine), &from.context).unwrap();
+        let state = save(&machine.vm, &machine.refs(), &from.context).unwrap();
         state.vcpus.iter().map(|v| v.tsc.offset).collect::<Vec<_>>()
     };
     let before = offsets(&from);
@@ -94,14 +99,14 @@ fn time_that_goes_on_counts_the_pause_on_every_vcpu_alike() {
 #[test]
 fn time_that_stands_still_does_not_count_the_pause() {
     let Some(from) = Machine::with_regions(2, &REGIONS) else { return };
-    let state = save(&from.vm, &refs(&from), &from.context).unwrap();
+    let state = save(&from.vm, &from.refs(), &from.context).unwrap();
     std::thread::sleep(Duration::from_millis(300));
-    let to = Machine::bare(2, &REGIONS).unwrap();
-    let restored = restore(&to.vm, &refs(&to), &state, &to.caps, GuestTime::Stop);
+    let mut to = Machine::bare(2, &REGIONS).unwrap();
+    let restored = restore_to(&mut to, &state, GuestTime::Stop);
     // The source's clock and TSC went on; the destination's are behind them by the pause.
     let behind_ns = from.vm.get_clock().unwrap().clock - to.vm.get_clock().unwrap().clock;
     assert!(behind_ns >= 300_000_000, "{behind_ns}");
-    if !crate::vcpu::can_shift_tsc(&from.vcpus[0]).unwrap() {
+    if !Mover::probe(&from.vcpus[0]).unwrap().moves() {
         assert!(matches!(restored, Err(KvmError::Missing { .. })), "the tsc went on, and nobody said so");
         return;
     }
@@ -121,7 +126,7 @@ fn time_that_stands_still_does_not_count_the_pause() {
 #[test]
 fn sections_that_are_missing_doubled_or_too_many_are_an_error() {
     let Some(from) = Machine::with_regions(2, &REGIONS) else { return };
-    let sections = save(&from.vm, &refs(&from), &from.context).unwrap().to_sections();
+    let sections = save(&from.vm, &from.refs(), &from.context).unwrap().to_sections();
     let read = |sections: &[Section]| KvmState::from_sections(sections, 2);
     assert!(read(&sections).is_ok());
     let foreign = Section { name: "serial".into(), ..sections[0].clone() };
@@ -135,6 +140,30 @@ fn sections_that_are_missing_doubled_or_too_many_are_an_error() {
     let third = Section { instance: 2, ..sections[2].clone() };
     assert!(read(&[sections.as_slice(), &[third]].concat()).is_err());
     let state = read(&sections).unwrap();
-    let one = Machine::bare(1, &REGIONS).unwrap();
-    assert!(restore(&one.vm, &refs(&one), &state, &one.caps, GuestTime::Advance).is_err());
+    let mut one = Machine::bare(1, &REGIONS).unwrap();
+    assert!(restore_to(&mut one, &state, GuestTime::Advance).is_err());
+}
+
+#[test]
+fn a_vcpu_that_was_told_of_another_cpu_gets_the_guest_s_and_hands_it_on() {
+    let Some(from) = Machine::with_regions(2, &REGIONS) else { return };
+    let section = crate::compat::platform_section(&from.vcpus[0], &from.context).unwrap();
+    let state = save(&from.vm, &from.refs(), &from.context).unwrap();
+    // As the guest's are, and with the second in a place that it does not have.
+    for place in [1u32, 7] {
+        let mut to = Machine::bare(2, &REGIONS).unwrap();
+        let leaf_1 = |leaf: &mut crate::vcpu::saved::CpuidEntry| {
+            if leaf.function == 1 {
+                leaf.ebx = leaf.ebx & 0xff_ffff | place << 24;
+            }
+        };
+        crate::compat::adopt(&to.refs(), &section, |_, leaf| leaf_1(leaf)).unwrap();
+        let told = to.probe();
+        assert_eq!(told.given[1] == from.context.given[1], place == 1);
+        restore_to(&mut to, &state, GuestTime::Advance).unwrap();
+        let again = save(&to.vm, &to.refs(), &to.context).unwrap();
+        for (again, first) in again.vcpus.iter().zip(&state.vcpus) {
+            assert_eq!(again.cpuid, first.cpuid);
+        }
+    }
 }

@@ -43,8 +43,8 @@ fn can_read(vcpu: &VcpuFd, index: u32) -> bool {
     read(vcpu, &[index]).is_ok()
 }
 
-/// The kernel's MAX_IO_MSRS is 256, and it wants fewer.
-const CHUNK: usize = 128;
+/// The kernel's MAX_IO_MSRS is 256, and it wants fewer (msr_io in arch/x86/kvm/x86.c).
+const CHUNK: usize = 255;
 
 /// Reads every one of `indices`.
 pub(crate) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, KvmError> {

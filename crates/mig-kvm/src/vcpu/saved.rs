@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::KvmError;
 
 /// The whole of a vCPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct VcpuState {
     pub cpuid: Vec<CpuidEntry>,
@@ -35,7 +35,7 @@ pub struct VcpuState {
 }
 
 /// The guest's time stamp counter: `offset` plus the host's, in units of `khz`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Tsc {
     pub khz: u32,
@@ -72,7 +72,7 @@ pub struct Xcr {
 }
 
 /// General registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Regs {
     /// RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 to R15.
@@ -82,7 +82,7 @@ pub struct Regs {
 }
 
 /// A segment register with its hidden part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Segment {
     pub base: u64,
@@ -100,7 +100,7 @@ pub struct Segment {
 }
 
 /// A descriptor table register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Table {
     pub base: u64,
@@ -108,7 +108,7 @@ pub struct Table {
 }
 
 /// Segments, descriptor tables, control registers, PDPTRs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Sregs {
     /// CS, DS, ES, FS, GS, SS, TR, LDT.
@@ -128,7 +128,7 @@ pub struct Sregs {
 }
 
 /// Debug registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct DebugRegs {
     pub db: [u64; 4],
@@ -137,7 +137,7 @@ pub struct DebugRegs {
 }
 
 /// Exceptions, interrupts, NMIs, SMIs that are on their way; fields as in `struct kvm_vcpu_events`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Events {
     /// Which of the following are valid: KVM_VCPUEVENT_VALID_*.

@@ -1,8 +1,12 @@
 //! Each piece of a vCPU's state gets a value of its own, is saved, and restored with and without the call
 //! that restores it: with it the vCPU reads back the same, without it it does not.
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_xcr};
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_mp_state, kvm_xcr};
 
+use super::compare::{difference, read_back};
+use super::pieces::{NESTED_HEADER_BYTES, set_xsave, xsave};
+use super::saved::{DebugRegs, Regs};
+use super::tsc::Mover;
 use super::*;
 use crate::testing::Machine;
 use crate::time::GuestTime;
@@ -17,11 +21,46 @@ fn target() -> Machine {
     Machine::bare(1, &REGIONS).expect("there was kvm a moment ago")
 }
 
-fn context(machine: &Machine, saved: &Machine) -> RestoreContext {
+/// A target that was told before what CPU the guest has.
+fn told_target(state: &VcpuState) -> Machine {
+    let target = target();
+    cpuid::write(&target.vcpus[0], &state.cpuid).unwrap();
+    msr::write(&target.vcpus[0], &state.feature_msrs).unwrap();
+    target
+}
+
+fn context<'a>(machine: &'a Machine, saved: &Machine) -> RestoreContext<'a> {
     let vm = crate::vm::save(&saved.vm, &saved.context).unwrap();
     let boot_id = saved.context.boot_id;
     let time = TimePlan::new(GuestTime::Advance, vm.clock.host, vm.clock.host_tsc_khz, boot_id);
-    RestoreContext { caps: machine.caps.clone(), host_tsc_khz: machine.context.host_tsc_khz, time }
+    let mover = Mover::probe(&machine.vcpus[0]).unwrap();
+    RestoreContext { caps: &machine.caps, host_tsc_khz: machine.context.host_tsc_khz, mover, time }
+}
+
+/// A machine's vCPU, with the MSRs that `known` has.
+fn save_as(machine: &Machine, known: &Machine) -> VcpuState {
+    let vcpu = &machine.vcpus[0];
+    super::save(vcpu, &Given::read(vcpu).unwrap(), &known.context).unwrap()
+}
+
+fn save(machine: &Machine) -> VcpuState {
+    save_as(machine, machine)
+}
+
+fn restore_to(target: &Machine, state: &VcpuState, source: &Machine) -> Result<bool, KvmError> {
+    let fresh = save_as(target, source);
+    super::restore(&target.vcpus[0], state, &fresh, &context(target, source))
+}
+
+/// Restores these pieces, whatever the vCPU holds already.
+fn restore_only(
+    target: &Machine,
+    state: &VcpuState,
+    source: &Machine,
+    pieces: &[Piece],
+) -> Result<(), KvmError> {
+    let fresh = save_as(target, source);
+    restore_pieces(&target.vcpus[0], state, &fresh, &context(target, source), pieces)
 }
 
 fn set_msr(vcpu: &VcpuFd, index: u32, data: u64) {
@@ -128,19 +167,23 @@ fn far_future() -> u64 {
 fn with_and_without(piece: Piece) {
     let Some(source) = source() else { return };
     distinguish(&source, piece);
-    let state = save(&source.vcpus[0], &source.context).unwrap();
+    let state = save(&source);
     let state = VcpuState::from_section(&state.to_section(0)).unwrap();
 
-    let with = target();
-    restore(&with.vcpus[0], &state, &context(&with, &source)).unwrap();
-    let found = save(&with.vcpus[0], &source.context).unwrap();
-    assert_eq!(difference(piece, &state, &found), None);
+    // All pieces: none changes another that is not written because it was there.
+    for with in [target(), told_target(&state)] {
+        restore_to(&with, &state, &source).unwrap();
+        let found = save_as(&with, &source);
+        for other in RESTORE_ORDER {
+            assert_eq!(difference(other, &state, &found), None, "{}", other.name());
+        }
+    }
 
     let without = target();
     let others: Vec<Piece> = RESTORE_ORDER.into_iter().filter(|p| *p != piece).collect();
     // Some pieces are what others stand on: then leaving them out is an error already.
-    if restore_pieces(&without.vcpus[0], &state, &context(&without, &source), &others).is_ok() {
-        let found = save(&without.vcpus[0], &source.context).unwrap();
+    if restore_only(&without, &state, &source, &others).is_ok() {
+        let found = save_as(&without, &source);
         assert_ne!(difference(piece, &state, &found), None, "{} does not matter", piece.name());
     }
 }
@@ -178,40 +221,39 @@ every_piece_matters! {
 #[test]
 fn without_nested_state_a_vcpu_is_another() {
     let Some(source) = source() else { return };
-    let mut state = save(&source.vcpus[0], &source.context).unwrap();
+    let mut state = save(&source);
     assert_eq!(state.nested.is_some(), source.caps.nested_state_bytes > 0);
     let target = target();
-    let context = context(&target, &source);
-    restore(&target.vcpus[0], &state, &context).unwrap();
+    restore_to(&target, &state, &source).unwrap();
     // A state as long as it says, of a format there is not.
     let mut nested = vec![0xffu8; NESTED_HEADER_BYTES + 4096];
     nested[4..8].copy_from_slice(&(NESTED_HEADER_BYTES as u32 + 4096).to_le_bytes());
     state.nested = Some(nested);
-    assert!(restore(&target.vcpus[0], &state, &context).is_err());
+    assert!(restore_to(&target, &state, &source).is_err());
     let others: Vec<Piece> = RESTORE_ORDER.into_iter().filter(|p| *p != Piece::Nested).collect();
-    restore_pieces(&target.vcpus[0], &state, &context, &others).unwrap();
+    restore_only(&target, &state, &source, &others).unwrap();
 }
 
 /// A KVM that cannot shift a guest's TSC says that it did: then the piece is what finds out.
 #[test]
 fn without_the_tsc_offset_a_vcpu_is_another() {
     let Some(source) = source() else { return };
-    let mut state = save(&source.vcpus[0], &source.context).unwrap();
+    let mut state = save(&source);
     state.tsc.offset = state.tsc.offset.wrapping_add(1 << 50);
-    let close = |vcpu: &VcpuFd| {
-        let found = save(vcpu, &source.context).unwrap().tsc.offset;
+    let close = |machine: &Machine| {
+        let found = save_as(machine, &source).tsc.offset;
         found.wrapping_sub(state.tsc.offset).cast_signed().unsigned_abs() < 1 << 40
     };
     let with = target();
-    match restore(&with.vcpus[0], &state, &context(&with, &source)) {
-        Ok(()) => assert!(close(&with.vcpus[0])),
-        Err(KvmError::Missing { .. }) => assert!(!can_shift_tsc(&source.vcpus[0]).unwrap()),
+    match restore_to(&with, &state, &source) {
+        Ok(_) => assert!(close(&with)),
+        Err(KvmError::Missing { .. }) => assert!(!Mover::probe(&source.vcpus[0]).unwrap().moves()),
         Err(other) => panic!("{other}"),
     }
     let without = target();
     let others: Vec<Piece> = RESTORE_ORDER.into_iter().filter(|p| *p != Piece::TscOffset).collect();
-    restore_pieces(&without.vcpus[0], &state, &context(&without, &source), &others).unwrap();
-    assert!(!close(&without.vcpus[0]));
+    restore_only(&without, &state, &source, &others).unwrap();
+    assert!(!close(&without));
 }
 
 #[test]
@@ -229,40 +271,47 @@ fn all_pieces_at_once_come_back_and_a_second_hop_changes_nothing() {
     for piece in RESTORE_ORDER {
         distinguish(&source, piece);
     }
-    let state = save(&source.vcpus[0], &source.context).unwrap();
+    let state = save(&source);
     let (first, second) = (target(), target());
-    restore(&first.vcpus[0], &state, &context(&first, &source)).unwrap();
-    let again = save(&first.vcpus[0], &source.context).unwrap();
-    restore(&second.vcpus[0], &again, &context(&second, &first)).unwrap();
-    let found = save(&second.vcpus[0], &source.context).unwrap();
+    restore_to(&first, &state, &source).unwrap();
+    let again = save_as(&first, &source);
+    restore_to(&second, &again, &source).unwrap();
+    let found = save_as(&second, &source);
     for piece in RESTORE_ORDER {
         assert_eq!(difference(piece, &state, &found), None, "{}", piece.name());
     }
 }
 
 #[test]
+fn only_a_guest_that_enabled_its_kvmclock_is_told_that_it_was_stopped() {
+    let with = |index, data| VcpuState { msrs: vec![Msr { index, data }], ..Default::default() };
+    assert!(with(0x4b56_4d01, 0x7001).has_kvmclock() && with(0x12, 0x7001).has_kvmclock());
+    assert!(!with(0x4b56_4d01, 0x7000).has_kvmclock() && !with(0x4b56_4d02, 1).has_kvmclock());
+}
+
+#[test]
 fn the_deadline_restored_before_the_apic_is_lost() {
     let Some(source) = source() else { return };
     distinguish(&source, Piece::TscDeadline);
-    let state = save(&source.vcpus[0], &source.context).unwrap();
+    let state = save(&source);
     let target = target();
     let mut wrong: Vec<Piece> = RESTORE_ORDER.into_iter().filter(|p| *p != Piece::TscDeadline).collect();
     let apic = wrong.iter().position(|p| *p == Piece::Lapic).unwrap();
     wrong.insert(apic, Piece::TscDeadline);
-    restore_pieces(&target.vcpus[0], &state, &context(&target, &source), &wrong).unwrap();
-    let found = save(&target.vcpus[0], &source.context).unwrap();
+    restore_only(&target, &state, &source, &wrong).unwrap();
+    let found = save_as(&target, &source);
     assert_ne!(found.tsc_deadline, far_future(), "the order would not matter");
 }
 
 #[test]
 fn what_reads_back_differently_is_an_error_that_names_it() {
     let Some(source) = source() else { return };
-    let state = save(&source.vcpus[0], &source.context).unwrap();
+    let state = save(&source);
     let target = target();
-    restore(&target.vcpus[0], &state, &context(&target, &source)).unwrap();
+    restore_to(&target, &state, &source).unwrap();
     let mut other = state.clone();
     other.regs.rip ^= 1;
-    let error = compare(&target.vcpus[0], &other, &context(&target, &source)).unwrap_err();
+    let error = read_back(&target.vcpus[0], &other, &context(&target, &source)).unwrap_err();
     assert!(matches!(error, KvmError::ReadBack { piece: "general registers", .. }), "{error}");
 }
 
@@ -294,7 +343,7 @@ fn more_msrs_than_one_call_takes_are_all_read_and_written() {
     let Some(machine) = source() else { return };
     let vcpu = &machine.vcpus[0];
     let lstar = 0xc000_0082;
-    let mut msrs = vec![saved::Msr { index: 0xc000_0081, data: 1 << 40 }; 2 * 128 + 5];
+    let mut msrs = vec![saved::Msr { index: 0xc000_0081, data: 1 << 40 }; 2 * 255 + 5];
     msrs.push(saved::Msr { index: lstar, data: 0x7777_0000 });
     msr::write(vcpu, &msrs).unwrap();
     let indices: Vec<u32> = msrs.iter().map(|m| m.index).collect();
@@ -304,12 +353,12 @@ fn more_msrs_than_one_call_takes_are_all_read_and_written() {
 #[test]
 fn hostile_state_is_an_error() {
     let Some(source) = source() else { return };
-    let state = save(&source.vcpus[0], &source.context).unwrap();
+    let state = save(&source);
     let refused = |change: &dyn Fn(&mut VcpuState)| {
         let mut state = state.clone();
         change(&mut state);
         let target = target();
-        restore_pieces(&target.vcpus[0], &state, &context(&target, &source), &RESTORE_ORDER).is_err()
+        restore_only(&target, &state, &source, &RESTORE_ORDER).is_err()
     };
     assert!(!refused(&|_| {}));
     assert!(refused(&|s| s.lapic.truncate(1000)));
@@ -329,7 +378,7 @@ fn hostile_state_is_an_error() {
 #[test]
 fn sections_of_another_name_or_schema_are_refused() {
     let Some(source) = source() else { return };
-    let section = save(&source.vcpus[0], &source.context).unwrap().to_section(7);
+    let section = save(&source).to_section(7);
     assert_eq!((section.instance, section.critical), (7, true));
     let newer = Section { version: SCHEMA + 1, ..section.clone() };
     assert!(matches!(VcpuState::from_section(&newer), Err(KvmError::Version { .. })));
@@ -341,15 +390,15 @@ fn sections_of_another_name_or_schema_are_refused() {
 fn a_cpuid_that_is_there_already_counts_as_there_and_no_other_does() {
     let Some(source) = source() else { return };
     let vcpu = &source.vcpus[0];
-    let cpuid = cpuid_of(vcpu).unwrap();
-    assert!(is_same_cpu(&cpuid, &cpuid));
+    let cpuid = cpuid::read(vcpu).unwrap();
+    assert!(cpuid::is_same(&cpuid, &cpuid));
     let with = |change: &dyn Fn(&mut CpuidEntry)| {
         let mut other = cpuid.clone();
         other.iter_mut().filter(|e| e.function == 1).for_each(change);
-        is_same_cpu(&other, &cpuid)
+        cpuid::is_same(&other, &cpuid)
     };
     assert!(with(&|e| e.ecx ^= 1 << 27), "osxsave mirrors cr4");
     assert!(!with(&|e| e.ecx ^= 1 << 26));
     assert!(!with(&|e| e.ebx ^= 1 << 24), "the apic id");
-    assert!(!is_same_cpu(&cpuid[1..], &cpuid));
+    assert!(!cpuid::is_same(&cpuid[1..], &cpuid));
 }

@@ -10,7 +10,7 @@ use crate::cap::Caps;
 use crate::error::{Call, KvmError};
 use crate::time::{GuestTime, TimePlan};
 use crate::vcpu::tsc::Mover;
-use crate::vcpu::{self, Given, RestoreContext, SaveContext, VcpuState};
+use crate::vcpu::{self, Given, REHEARSED, RestoreContext, SaveContext, VcpuState};
 use crate::vm::{self, VmState};
 
 /// The KVM side of a guest, saved.
@@ -94,6 +94,28 @@ pub fn restore<V: Deref<Target = VcpuFd>>(
         tell(vcpu, &context.caps)?;
     }
     Ok(time)
+}
+
+/// Restores into vCPUs that have never run what they were just saved with, to see what restoring a guest will
+/// cost: the calls are made, and change nothing.
+///
+/// # Errors
+/// The first call that fails.
+pub fn rehearse_restore<V: Deref<Target = VcpuFd>>(
+    vcpus: &[V],
+    state: &KvmState,
+    context: &SaveContext,
+) -> Result<(), KvmError> {
+    same_count(state.vcpus.len(), vcpus.len())?;
+    let SaveContext { caps, host_tsc_khz, .. } = context;
+    let saved = &state.vm.clock;
+    let time = TimePlan::new(GuestTime::Advance, saved.host, saved.host_tsc_khz, context.boot_id);
+    let mover = Mover::Stuck { attribute: false };
+    let restoring = RestoreContext { caps, host_tsc_khz: *host_tsc_khz, mover, time };
+    vcpus
+        .iter()
+        .zip(&state.vcpus)
+        .try_for_each(|(vcpu, state)| vcpu::restore_pieces(vcpu, state, state, &restoring, &REHEARSED))
 }
 
 /// Has a guest with kvmclock know that it was stopped, so that its watchdogs stay quiet: before it runs again

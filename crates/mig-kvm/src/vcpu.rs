@@ -139,6 +139,19 @@ pub const KEPT: [Piece; 7] = [
     Piece::DebugRegs,
 ];
 
+/// What restoring a guest has to write as a rule: not what was given before, nor what guests hardly ever change.
+/// The TSC stays where it is.
+pub(crate) const REHEARSED: [Piece; 8] = [
+    Piece::Sregs,
+    Piece::Regs,
+    Piece::Xsave,
+    Piece::Xcrs,
+    Piece::Lapic,
+    Piece::Msrs,
+    Piece::TscDeadline,
+    Piece::Events,
+];
+
 /// What of a vCPU only its VMM can change. Its CPUID as KVM reports it, not as it was once given; the few
 /// bits of it that follow the guest's registers are brought up to date by KVM wherever those are restored.
 #[derive(Debug, Clone, PartialEq, Eq)]

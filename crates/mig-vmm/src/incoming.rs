@@ -20,8 +20,9 @@ use crate::monitor::Monitor;
 use crate::platform::{Platform, open_kvm};
 use crate::sections;
 
-/// What opening the gate takes as a rule.
-const EXPECTED_RESUME: Duration = Duration::from_micros(50);
+/// What opening the gate takes as a rule, for each vCPU that is woken (measured on two cores: 0.005 to 0.02 ms
+/// with one, 0.05 to 0.08 ms with 16).
+const EXPECTED_RESUME_OF_A_VCPU: Duration = Duration::from_micros(5);
 
 /// Makes machines for guests that arrive.
 pub struct Receiver {
@@ -112,6 +113,8 @@ struct Ready {
     prepared: Prepared,
     /// Its CPU, for the move after this one.
     cpu: Section,
+    /// What restoring cost when it was rehearsed.
+    load_cost: Duration,
 }
 
 /// Gives the vCPUs the CPU of the guest to come, and does all else that would otherwise fall into the pause.
@@ -120,9 +123,11 @@ fn with_cpu(mut platform: Platform, description: &Description) -> Result<Ready, 
         compat::adopt(&platform.locked_vcpus(), section, cpuid::place)?;
     }
     let cpu = platform.describe_cpu()?;
+    platform.save_cost = sections::rehearse_save(&platform)?;
+    let load_cost = sections::rehearse_load(&platform)?;
+    // Last: from here on nothing changes what the vCPUs hold.
     let prepared = Prepared::read(&platform.locked_vcpus(), platform.save_context()?)?;
-    platform.save_cost = sections::rehearse(&platform)?;
-    Ok(Ready { platform, prepared, cpu })
+    Ok(Ready { platform, prepared, cpu, load_cost })
 }
 
 fn described<'a>(description: &'a Description, name: &str) -> Option<&'a Section> {
@@ -259,7 +264,7 @@ impl RestoreState for IncomingMachine {
         let Filling::Empty(ready) = std::mem::replace(&mut self.filling, Filling::Broken) else {
             return Err(out_of_order());
         };
-        let Ready { mut platform, prepared, cpu } = *ready;
+        let Ready { mut platform, prepared, cpu, load_cost: _ } = *ready;
         let (state, time) = sections::restore(&mut platform, &prepared, sections, self.guest_time)?;
         self.last_beat_there_ns = state.heartbeat.last_ns;
         self.filling = Filling::Restored(Box::new(Machine::arrived(platform, cpu, state.workload, time)));
@@ -276,13 +281,14 @@ impl DestinationVm for IncomingMachine {
         }
     }
 
-    /// Restoring makes the calls that saving makes, the other way round: measured, it takes half as long again.
     fn resume_costs(&self) -> ResumeCosts {
-        let save = match &self.filling {
-            Filling::Empty(ready) => ready.platform.save_cost,
-            Filling::Restored(_) | Filling::Broken => Duration::ZERO,
-        };
-        ResumeCosts { load: save * 3 / 2, resume: EXPECTED_RESUME }
+        match &self.filling {
+            Filling::Empty(ready) => ResumeCosts {
+                load: ready.load_cost,
+                resume: EXPECTED_RESUME_OF_A_VCPU * ready.platform.vcpus.len() as u32,
+            },
+            Filling::Restored(_) | Filling::Broken => ResumeCosts::default(),
+        }
     }
 
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {

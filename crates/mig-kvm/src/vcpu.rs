@@ -21,6 +21,9 @@ use mig::Section;
 
 pub use saved::VcpuState;
 
+#[cfg(test)]
+pub(crate) use compare::difference;
+
 use crate::cap::Caps;
 use crate::error::{Call, KvmError};
 use crate::ioctl;

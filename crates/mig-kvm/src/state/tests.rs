@@ -167,3 +167,19 @@ fn a_vcpu_that_was_told_of_another_cpu_gets_the_guest_s_and_hands_it_on() {
         }
     }
 }
+
+#[test]
+fn a_rehearsal_changes_nothing_and_fails_where_the_calls_do() {
+    let Some(machine) = Machine::with_regions(2, &REGIONS) else { return };
+    let state = save(&machine.vm, &machine.refs(), &machine.context).unwrap();
+    rehearse_restore(&machine.refs(), &state, &machine.context).unwrap();
+    let again = save(&machine.vm, &machine.refs(), &machine.context).unwrap();
+    for (again, first) in again.vcpus.iter().zip(&state.vcpus) {
+        for piece in crate::vcpu::RESTORE_ORDER {
+            assert_eq!(crate::vcpu::difference(piece, first, again), None, "{}", piece.name());
+        }
+    }
+    let mut odd = state.clone();
+    odd.vcpus[1].lapic.truncate(7);
+    assert!(rehearse_restore(&machine.refs(), &odd, &machine.context).is_err());
+}

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mig::guest::ResumeCosts;
 use mig::{
@@ -197,6 +197,10 @@ impl DestinationVm for Announced {
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {
         self.arriving.runs();
         self.machine.resume(permit)
+    }
+
+    fn running_since(&self) -> Option<Instant> {
+        self.machine.running_since()
     }
 
     fn guest_gap(&mut self, patience: Duration) -> Option<Duration> {

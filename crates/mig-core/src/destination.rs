@@ -53,8 +53,8 @@ pub enum Event {
     Loaded,
     /// The guest runs.
     Resumed {
-        /// For how long it has been running, where that is known: resuming may return later than the guest runs.
-        running_for: Duration,
+        /// Since when, where that is known: the news may be later, since the guest takes the core.
+        at: Option<Duration>,
     },
     /// What the guest felt is known, or will not be.
     Gap(Option<Duration>),
@@ -263,7 +263,7 @@ impl Destination {
             Event::Verified => self.verified(now),
             Event::Differs { chunks, samples } => self.differs(chunks, samples),
             Event::Loaded => self.loaded(now),
-            Event::Resumed { running_for } => self.resumed(now, running_for),
+            Event::Resumed { at } => self.resumed(at.unwrap_or(now).min(now)),
             Event::Gap(gap) => self.gap(gap),
             Event::Failed(fault) => self.failed(fault),
             Event::Cancelled { reason } => self.cancelled(reason),

@@ -63,6 +63,8 @@ pub struct Gate {
     phase: Condvar,
     /// A loop stopped running.
     idle: Condvar,
+    /// The first loop went through the open gate.
+    entry: Condvar,
     signal: libc::c_int,
 }
 
@@ -95,8 +97,8 @@ impl Gate {
     pub fn new(vcpus: usize) -> Result<Self, KvmError> {
         let loops = (0..vcpus).map(|_| None).collect();
         let state = State { phase: Phase::Closed, loops, entered: None };
-        let (phase, idle) = (Condvar::new(), Condvar::new());
-        Ok(Self { state: Mutex::new(state), phase, idle, signal: kick_signal()? })
+        let (phase, idle, entry) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Ok(Self { state: Mutex::new(state), phase, idle, entry, signal: kick_signal()? })
     }
 
     /// Lets every vCPU run.
@@ -134,9 +136,11 @@ impl Gate {
         }
     }
 
-    /// When the first vCPU went through the gate since it was last opened; `None` if none has yet.
-    pub fn entered_at(&self) -> Option<Instant> {
-        self.lock().entered
+    /// When the first vCPU went through the gate since it was last opened; waits for that as long as `patience`.
+    pub fn await_entry(&self, patience: Duration) -> Option<Instant> {
+        let waiting = |state: &mut State| state.phase == Phase::Open && state.entered.is_none();
+        let waited = self.entry.wait_timeout_while(self.lock(), patience, waiting);
+        waited.unwrap_or_else(PoisonError::into_inner).0.entered
     }
 
     /// Whether vCPUs are to run: for a handler that waits for something, which must not hold up a close.
@@ -250,8 +254,9 @@ impl Registration<'_> {
             state = self.gate.phase.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let open = state.phase == Phase::Open;
-        if open {
-            state.entered.get_or_insert_with(Instant::now);
+        if open && state.entered.is_none() {
+            state.entered = Some(Instant::now());
+            self.gate.entry.notify_all();
         }
         if let Some(entry) = &mut state.loops[self.index] {
             entry.running = open;

@@ -31,6 +31,9 @@ fn expected_pause(vcpus: usize) -> Duration {
     Duration::from_micros(60 + 20 * vcpus as u64)
 }
 
+/// How long a report waits for a vCPU to enter: the host may be busy, and the report is not to be late for that.
+const ENTRY_PATIENCE: Duration = Duration::from_millis(1);
+
 /// What to boot.
 #[derive(Debug)]
 pub struct MachineConfig {
@@ -135,9 +138,9 @@ impl Machine {
         self.not_ended()
     }
 
-    /// When its first vCPU entered the guest after it was last started; `None` if none has yet.
+    /// When its first vCPU entered the guest after it was last started; `None` if none does soon.
     pub(crate) fn running_since(&self) -> Option<Instant> {
-        self.platform.gate.entered_at()
+        self.platform.gate.await_entry(ENTRY_PATIENCE)
     }
 
     /// Ends the machine and gives its memory back.

@@ -168,8 +168,8 @@ pub trait DestinationVm: RestoreState + Send {
     /// The guest is lost: reported as fatal on both sides.
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError>;
 
-    /// When the first vCPU entered the guest, where that is known: [`DestinationVm::resume`] may return after it,
-    /// since the guest takes the core. Asked right after it.
+    /// When the first vCPU entered the guest, where that is known: asked right after [`DestinationVm::resume`],
+    /// which may return before or after it. May wait a moment for it, but no longer than a millisecond.
     fn running_since(&self) -> Option<Instant> {
         None
     }

@@ -329,6 +329,6 @@ fn complete(pending: Pending, luck: Luck) -> Event {
         (Pending::Attach, _) => Event::Attached,
         (Pending::Verify, _) => Event::Verified,
         (Pending::Load { readable: true }, _) => Event::Loaded,
-        (Pending::Resume, _) => Event::Resumed { running_for: Duration::ZERO },
+        (Pending::Resume, _) => Event::Resumed { at: None },
     }
 }

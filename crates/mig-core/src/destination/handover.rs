@@ -85,9 +85,9 @@ impl Destination {
         }
     }
 
-    pub(super) fn resumed(&mut self, now: Duration, running_for: Duration) -> Vec<Action> {
+    pub(super) fn resumed(&mut self, at: Duration) -> Vec<Action> {
         let Stage::Resuming { since } = self.stage else { return Vec::new() };
-        let started = now.saturating_sub(running_for).max(since);
+        let started = at.max(since);
         self.received.resume = started.saturating_sub(since);
         self.stage = Stage::FindingGap { since: started };
         let mut actions = vec![Action::Send(Message::Running { resume: self.received.resume })];

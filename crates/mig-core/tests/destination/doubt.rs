@@ -75,10 +75,7 @@ fn a_held_copy_is_given_up_to_a_source_that_asks_and_otherwise_obeys_the_operato
     assert_eq!(names(&run.tell(Event::Query)), ["answer never", "not received"]);
     let mut run = held(Run::at(Ready));
     assert_eq!(names(&run.tell(Event::Resolve(Word::Resume))), ["resume"]);
-    assert_eq!(
-        names(&run.tell(Event::Resumed { running_for: Duration::ZERO })),
-        ["send running", "find gap"]
-    );
+    assert_eq!(names(&run.tell(Event::Resumed { at: None })), ["send running", "find gap"]);
     let mut run = held(Run::at(Ready));
     assert_eq!(names(&run.tell(Event::Resolve(Word::Discard))), ["not received"]);
     let mut run = held(Run::at(Ready));

@@ -19,7 +19,7 @@ fn a_start_is_timed_from_ready_to_the_guest_running_and_not_to_the_news_of_it() 
     let mut run = Run::new().on_to(Resuming, &Hello { optional: 8, ..hello() });
     // Commit came a millisecond after Ready, and the guest was found running 10 ms later, for 7 already
     run.now += 9 * MS;
-    let actions = run.tell(Event::Resumed { running_for: 7 * MS });
+    let actions = run.tell(Event::Resumed { at: Some(run.now - 6 * MS) });
     assert_eq!(names(&actions), ["send running", "send started", "find gap"]);
     let [Action::Send(running), Action::Send(started), ..] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(running, &Message::Running { resume: 3 * MS });
@@ -329,7 +329,7 @@ fn events_that_come_too_late_for_an_action_given_up_do_nothing() {
             Event::Prepared(DestinationCosts::default()),
             Event::Verified,
             Event::Loaded,
-            Event::Resumed { running_for: Duration::ZERO },
+            Event::Resumed { at: None },
             Event::Gap(None),
         ] {
             assert!(run.tell(event).is_empty(), "{at:?}");

@@ -79,7 +79,7 @@ pub(crate) fn way() -> Vec<(At, Vec<Event>)> {
         (Verifying, vec![Event::Verified]),
         (Loading, vec![Event::Loaded]),
         (Ready, vec![Event::Message(Message::Commit)]),
-        (Resuming, vec![Event::Resumed { running_for: Duration::ZERO }]),
+        (Resuming, vec![Event::Resumed { at: None }]),
         (FindingGap, vec![Event::Gap(Some(MS))]),
     ]
 }

@@ -306,7 +306,7 @@ impl Machines {
             Input::Done(Work::Verify) => Event::Verified,
             Input::Differs => Event::Differs { chunks: 1, samples: Vec::new() },
             Input::Done(Work::Load) => Event::Loaded,
-            Input::Done(Work::Resume) => Event::Resumed { running_for: Duration::ZERO },
+            Input::Done(Work::Resume) => Event::Resumed { at: None },
             Input::Done(Work::FindGap) => Event::Gap(None),
             Input::Failed(failure) => Event::Failed(fault(Side::Destination, step, failure)),
             Input::Cancelled => Event::Cancelled { reason: None },

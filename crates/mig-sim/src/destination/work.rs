@@ -38,7 +38,7 @@ impl World {
                 if fails {
                     self.permits.gone(Side::Destination);
                 }
-                (Step::Resume, Event::Resumed { running_for: Duration::ZERO })
+                (Step::Resume, Event::Resumed { at: None })
             }
             Job::Plain(Work::Prepare) if fails => {
                 let reasons = vec![Refusal::new("memory", "too little", "")];

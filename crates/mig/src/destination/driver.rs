@@ -460,15 +460,9 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 Some(self.with_vm(Step::Load, |vm| vm.restore(&sections), Event::Loaded))
             }
             Action::Resume(permit) => {
-                let mut running_for = Duration::ZERO;
-                let resume = |vm: &mut I::Vm| {
-                    vm.resume(permit)?;
-                    running_for = vm.running_since().map(|at| at.elapsed()).unwrap_or_default();
-                    Ok(())
-                };
-                let done = self.with_vm(Step::Resume, resume, Event::Resumed { running_for: Duration::ZERO });
+                let done = self.with_vm(Step::Resume, |vm| vm.resume(permit), Event::Resumed { at: None });
                 Some(match done {
-                    Event::Resumed { .. } => Event::Resumed { running_for },
+                    Event::Resumed { .. } => Event::Resumed { at: self.running_since() },
                     failed => failed,
                 })
             }
@@ -522,6 +516,12 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             },
             None => Event::Failed(local(step, "no guest was prepared")),
         }
+    }
+
+    /// Since when the guest runs, on the machine's clock.
+    fn running_since(&self) -> Option<Duration> {
+        let since = self.guest.as_ref()?.vm.running_since()?;
+        Some(since.saturating_duration_since(self.clock))
     }
 
     fn prepare(&mut self, description: &Description) -> Event {

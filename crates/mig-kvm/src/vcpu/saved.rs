@@ -25,6 +25,7 @@ pub struct VcpuState {
     pub xsave: Vec<u32>,
     pub xcrs: Vec<Xcr>,
     /// The registers of the local APIC, a kilobyte.
+    #[serde(with = "as_bytes")]
     pub lapic: Vec<u8>,
     /// All MSRs but those in `feature_msrs`, IA32_TSC and IA32_TSC_DEADLINE.
     pub msrs: Vec<Msr>,
@@ -32,6 +33,36 @@ pub struct VcpuState {
     pub mp_state: u32,
     pub tsc_deadline: u64,
     pub debug: DebugRegs,
+}
+
+/// Bytes at once instead of one by one: the same on the wire, length and bytes, and a fifth of what it takes to
+/// read a vCPU.
+mod as_bytes {
+    use serde::{Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl de::Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
+    }
 }
 
 /// The guest's time stamp counter: `offset` plus the host's, in units of `khz`.
@@ -342,4 +373,30 @@ pub(super) fn xcrs_into(saved: &[Xcr]) -> Result<kvm_xcrs, KvmError> {
         xcrs.nr_xcrs += 1;
     }
     Ok(xcrs)
+}
+
+#[cfg(test)]
+mod tests {
+    use mig::body;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Lapic(#[serde(with = "as_bytes")] Vec<u8>);
+
+    #[test]
+    fn bytes_at_once_are_the_same_on_the_wire_as_one_by_one() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let encoded = body::encode(&Lapic(bytes.clone()));
+        assert_eq!(encoded, body::encode(&bytes));
+        assert_eq!(body::decode::<Lapic>("lapic", &encoded).unwrap(), Lapic(bytes));
+    }
+
+    #[test]
+    fn a_claimed_length_of_bytes_that_do_not_come_is_an_error_and_allocates_nothing() {
+        for claimed in [1u64 << 60, u64::MAX, 9] {
+            let bytes = [&claimed.to_le_bytes()[..], &[0; 8]].concat();
+            assert!(body::decode::<Lapic>("lapic", &bytes).is_err(), "{claimed}");
+        }
+    }
 }

@@ -240,6 +240,8 @@ pub struct Report {
     pub downtime: Option<Downtime>,
     /// What was predicted as the switchover was decided.
     pub predicted_downtime_ms: Option<f64>,
+    /// Its parts.
+    pub predicted_downtime: Option<Downtime>,
     /// What the guest itself felt, where that can be known.
     pub guest_gap_ms: Option<f64>,
     /// Bytes sent over all channels.
@@ -368,7 +370,8 @@ impl From<&observe::Report> for Report {
             total_ms: as_ms(report.total),
             downtime_ms: optional_ms(report.downtime.map(|d| d.total())),
             downtime: report.downtime.as_ref().map(Into::into),
-            predicted_downtime_ms: optional_ms(report.predicted_downtime),
+            predicted_downtime_ms: optional_ms(report.predicted_downtime.map(|d| d.total())),
+            predicted_downtime: report.predicted_downtime.as_ref().map(Into::into),
             guest_gap_ms: optional_ms(report.guest_gap),
             sent_bytes: report.sent_bytes,
             pages: report.pages.into(),
@@ -436,7 +439,11 @@ pub(crate) mod examples {
                 commit: us(270),
                 resume: us(200),
             }),
-            predicted_downtime: Some(us(5500)),
+            predicted_downtime: Some(observe::Downtime {
+                transfer: us(5000),
+                load: us(500),
+                ..observe::Downtime::default()
+            }),
             guest_gap: Some(us(5900)),
             sent_bytes: 530 << 20,
             pages: PageCounts { zero: 100_000, raw: 135_000 },
@@ -487,7 +494,12 @@ mod tests {
                     "pause": 0.3, "save": 0.42, "last_sync": 0.11, "transfer": 3.0, "verify": 0.0,
                     "load": 0.7, "commit": 0.27, "resume": 0.2
                 },
-                "predicted_downtime_ms": 5.5, "guest_gap_ms": 5.9, "sent_bytes": 530u64 << 20,
+                "predicted_downtime_ms": 5.5,
+                "predicted_downtime": {
+                    "pause": 0.0, "save": 0.0, "last_sync": 0.0, "transfer": 5.0, "verify": 0.0,
+                    "load": 0.5, "commit": 0.0, "resume": 0.0
+                },
+                "guest_gap_ms": 5.9, "sent_bytes": 530u64 << 20,
                 "pages": { "zero": 100_000, "raw": 135_000 }, "ram_bytes": 1u64 << 30,
                 "verify": "ok", "verified_chunks": 512
             })

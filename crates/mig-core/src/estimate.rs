@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use crate::domain::PAGE_BYTES;
+use crate::progress::Downtime;
 
 /// Rounds of at least this many bytes measure the bandwidth.
 const BANDWIDTH_SAMPLE_BYTES: u64 = 1 << 20;
@@ -17,6 +18,9 @@ const BANDWIDTH_SAMPLE_BYTES: u64 = 1 << 20;
 const OVERHEAD_SAMPLE_PAGES: u64 = 512;
 /// Assumed before anything was measured: 1 Gbit/s, so that the first guess is no promise.
 const UNKNOWN_BYTES_PER_SECOND: u64 = 125_000_000;
+/// Handing a round to the channels and hearing of its end, beside the way there and back: assumed before a round
+/// of few pages was measured.
+const UNKNOWN_OVERHEAD: Duration = Duration::from_micros(150);
 
 /// Measured costs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -25,8 +29,6 @@ pub struct Estimate {
     pub pause: Duration,
     /// Saving, as the VM expects it.
     pub save: Duration,
-    /// Reading the dirty log, measured last.
-    pub sync: Duration,
     /// There and back on the control channel.
     pub round_trip: Duration,
     /// Restoring, as the destination expects it.
@@ -43,6 +45,8 @@ pub struct Estimate {
     overheads: [Option<Duration>; 3],
     dirty_pages: u64,
     dirty_over: Duration,
+    /// What reading the dirty log took, the newest last.
+    syncs: [Option<Duration>; 3],
 }
 
 impl Estimate {
@@ -64,7 +68,8 @@ impl Estimate {
 
     /// The dirty log was read, `over` after it was read before.
     pub fn dirtied(&mut self, pages: u64, over: Duration, sync: Duration) {
-        (self.dirty_pages, self.dirty_over, self.sync) = (pages, over, sync);
+        (self.dirty_pages, self.dirty_over) = (pages, over);
+        self.syncs = [self.syncs[1], self.syncs[2], Some(sync)];
     }
 
     /// Bytes that arrive in a second.
@@ -77,20 +82,25 @@ impl Estimate {
         ratio(self.dirty_pages, 1_000_000_000, nanos(self.dirty_over).max(1))
     }
 
-    /// The downtime of a switchover now, with `dirty_pages` to send.
-    pub fn downtime(&self, dirty_pages: u64) -> Duration {
-        let meanwhile = self.dirtied_within(self.sync + self.pause).min(dirty_pages);
-        self.fixed() + self.sending(dirty_pages + meanwhile)
+    /// The downtime of a switchover now, with `dirty_pages` to send, by its parts.
+    pub fn downtime(&self, dirty_pages: u64) -> Downtime {
+        let meanwhile = self.dirtied_within(self.sync() + self.pause).min(dirty_pages);
+        Downtime {
+            pause: self.pause,
+            save: self.save,
+            last_sync: self.sync(),
+            transfer: self.sending(dirty_pages + meanwhile),
+            verify: self.verify,
+            load: self.load,
+            commit: self.round_trip,
+            resume: self.resume,
+        }
     }
 
     /// The downtime of a switchover after another round, with `dirty_pages` to send in that.
-    pub fn downtime_after_round(&self, dirty_pages: u64) -> Duration {
-        let next = self.dirtied_within(self.sending(dirty_pages) + self.sync);
+    pub fn downtime_after_round(&self, dirty_pages: u64) -> Downtime {
+        let next = self.dirtied_within(self.sending(dirty_pages) + self.sync());
         self.downtime(next.min(dirty_pages))
-    }
-
-    fn fixed(&self) -> Duration {
-        self.pause + self.save + self.sync + self.verify + self.load + self.round_trip + self.resume
     }
 
     fn sending(&self, pages: u64) -> Duration {
@@ -99,10 +109,12 @@ impl Estimate {
 
     /// What a round costs beyond its bytes: at least a round trip.
     fn overhead(&self) -> Duration {
-        let mut known: Vec<Duration> = self.overheads.iter().flatten().copied().collect();
-        known.sort_unstable();
-        let median = known.get(known.len().saturating_sub(1) / 2).copied().unwrap_or_default();
-        median.max(self.round_trip)
+        median(&self.overheads).unwrap_or(UNKNOWN_OVERHEAD + self.round_trip).max(self.round_trip)
+    }
+
+    /// What reading the dirty log takes.
+    fn sync(&self) -> Duration {
+        median(&self.syncs).unwrap_or_default()
     }
 
     fn on_the_wire(&self, bytes: u64) -> Duration {
@@ -112,6 +124,15 @@ impl Estimate {
     fn dirtied_within(&self, time: Duration) -> u64 {
         ratio(self.dirty_pages, nanos(time), nanos(self.dirty_over).max(1))
     }
+}
+
+/// The middle one of those that are known, the lower of two.
+fn median(samples: &[Option<Duration>; 3]) -> Option<Duration> {
+    let mut samples = *samples;
+    // the unknown ones come first
+    samples.sort_unstable();
+    let unknown = samples.iter().filter(|s| s.is_none()).count();
+    samples.get(unknown + 2usize.saturating_sub(unknown) / 2).copied().flatten()
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -129,7 +150,7 @@ mod tests {
 
     fn at_1_gb_per_second() -> Estimate {
         let mut estimate = Estimate::default();
-        estimate.round(250_000, 1_000_000_000, Duration::from_secs(1));
+        estimate.round(250_000, 1_000_000_000, Duration::from_secs(1) + UNKNOWN_OVERHEAD);
         estimate
     }
 
@@ -146,7 +167,7 @@ mod tests {
     #[test]
     fn the_first_round_is_forgotten_with_the_next() {
         let mut estimate = at_1_gb_per_second();
-        estimate.round(10_000, 40_000_000, Duration::from_millis(10));
+        estimate.round(10_000, 40_000_000, Duration::from_millis(10) + UNKNOWN_OVERHEAD);
         assert_eq!(estimate.bytes_per_second(), 4_000_000_000);
     }
 
@@ -156,7 +177,7 @@ mod tests {
         for ms in [2, 90, 3] {
             estimate.round(1, 0, Duration::from_millis(ms));
         }
-        assert_eq!(estimate.downtime(0), Duration::from_millis(3));
+        assert_eq!(estimate.downtime(0).total(), Duration::from_millis(3));
     }
 
     #[test]
@@ -164,7 +185,7 @@ mod tests {
         let mut estimate = at_1_gb_per_second();
         estimate.round(24, 100_000, Duration::from_micros(1100));
         assert_eq!(estimate.bytes_per_second(), 1_000_000_000);
-        assert_eq!(estimate.downtime(0), Duration::from_millis(1));
+        assert_eq!(estimate.downtime(0).total(), Duration::from_millis(1));
     }
 
     #[test]
@@ -183,14 +204,18 @@ mod tests {
         (estimate.resume, estimate.verify, estimate.round_trip) = (ms(8), ms(16), ms(32));
         estimate.dirtied(0, ms(100), ms(64));
         // 1000 pages are 4.096 ms; the round trip counts once for the pages and once for the commit
-        assert_eq!(estimate.downtime(1000), ms(127 + 32) + Duration::from_micros(4096));
+        assert_eq!(
+            estimate.downtime(1000).total(),
+            ms(127 + 32) + Duration::from_micros(4096) + UNKNOWN_OVERHEAD
+        );
     }
 
     #[test]
     fn another_round_helps_as_far_as_the_guest_is_slower_than_the_link() {
         let mut estimate = at_1_gb_per_second();
         estimate.dirtied(1000, Duration::from_secs(1), Duration::ZERO);
-        let (now, next) = (estimate.downtime(100_000), estimate.downtime_after_round(100_000));
+        let (now, next) =
+            (estimate.downtime(100_000).total(), estimate.downtime_after_round(100_000).total());
         assert!(next < now / 100, "{next:?} after {now:?}");
         estimate.dirtied(1_000_000, Duration::from_secs(1), Duration::ZERO);
         assert_eq!(estimate.downtime_after_round(100_000), estimate.downtime(100_000));

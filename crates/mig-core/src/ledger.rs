@@ -30,7 +30,7 @@ pub(crate) struct Ledger {
     pub(crate) pages: PageCounts,
     pub(crate) sent_bytes: u64,
     pub(crate) stop_reason: Option<StopReason>,
-    pub(crate) predicted_downtime: Option<Duration>,
+    pub(crate) predicted_downtime: Option<Downtime>,
     pub(crate) downtime: Downtime,
     pub(crate) guest_gap: Option<Duration>,
     pub(crate) verification: Option<Verification>,

@@ -150,7 +150,7 @@ pub struct Report {
     /// Where the downtime went; absent unless the guest moved.
     pub downtime: Option<Downtime>,
     /// What the policy predicted as it decided to switch over.
-    pub predicted_downtime: Option<Duration>,
+    pub predicted_downtime: Option<Downtime>,
     /// What the guest itself felt, where both sides share a clock and the guest beats.
     pub guest_gap: Option<Duration>,
     /// Bytes sent over all channels.

@@ -94,6 +94,7 @@ impl Source {
         self.ledger.rounds = measured.round + 1;
         let sent_pages = measured.pages.total();
         let stalled = dirty_pages >= sent_pages && dirty_pages > 0;
+        let predicted = self.estimate.downtime(dirty_pages);
         let context = RoundContext {
             round: measured.round,
             sent_pages,
@@ -102,12 +103,15 @@ impl Source {
             ram_bytes: self.config.ram_bytes,
             elapsed: now.saturating_sub(self.ledger.copying_since),
             stalled_rounds: if stalled { measured.stalled_rounds + 1 } else { 0 },
-            predicted: self.estimate.downtime(dirty_pages),
-            predicted_after_next: self.estimate.downtime_after_round(dirty_pages),
+            predicted: predicted.total(),
+            predicted_after_next: self.estimate.downtime_after_round(dirty_pages).total(),
         };
         let decision = policy::decide(&self.config.policy, &context);
         let report = self.round_report(measured, &context, decision);
         let mut actions = vec![Action::Tell(Progress::Round(report))];
+        if !matches!(decision, Decision::Continue) {
+            self.ledger.predicted_downtime = Some(predicted);
+        }
         actions.extend(self.follow(now, decision, &context));
         actions
     }
@@ -137,13 +141,11 @@ impl Source {
             Decision::Continue => self.send_round(now, next_round, context.stalled_rounds),
             Decision::SwitchOver(reason) => {
                 self.ledger.stop_reason = Some(reason);
-                self.ledger.predicted_downtime = Some(context.predicted);
                 self.stage = Stage::Pausing(Switching { last_round: next_round, since: now });
                 vec![Action::Pause]
             }
             Decision::Abort(reason) => {
                 self.ledger.stop_reason = Some(reason);
-                self.ledger.predicted_downtime = Some(context.predicted);
                 let fault = self.not_converged(reason, context);
                 self.give_up(now, fault, true)
             }

@@ -18,6 +18,8 @@ const BANDWIDTH_SAMPLE_BYTES: u64 = 1 << 20;
 const OVERHEAD_SAMPLE_PAGES: u64 = 512;
 /// Assumed before anything was measured: 1 Gbit/s, so that the first guess is no promise.
 const UNKNOWN_BYTES_PER_SECOND: u64 = 125_000_000;
+/// What answering Ready takes beside the way there and back, by which two threads a side hand it on.
+const HANDING_OVER: Duration = Duration::from_micros(25);
 /// Handing a round to the channels and hearing of its end, beside the way there and back: assumed before a round
 /// of few pages was measured.
 const UNKNOWN_OVERHEAD: Duration = Duration::from_micros(150);
@@ -92,7 +94,7 @@ impl Estimate {
             transfer: self.sending(dirty_pages + meanwhile),
             verify: self.verify,
             load: self.load,
-            commit: self.round_trip,
+            commit: self.round_trip + HANDING_OVER,
             resume: self.resume,
         }
     }
@@ -177,7 +179,7 @@ mod tests {
         for ms in [2, 90, 3] {
             estimate.round(1, 0, Duration::from_millis(ms));
         }
-        assert_eq!(estimate.downtime(0).total(), Duration::from_millis(3));
+        assert_eq!(estimate.downtime(0).total(), Duration::from_millis(3) + HANDING_OVER);
     }
 
     #[test]
@@ -185,7 +187,7 @@ mod tests {
         let mut estimate = at_1_gb_per_second();
         estimate.round(24, 100_000, Duration::from_micros(1100));
         assert_eq!(estimate.bytes_per_second(), 1_000_000_000);
-        assert_eq!(estimate.downtime(0).total(), Duration::from_millis(1));
+        assert_eq!(estimate.downtime(0).total(), Duration::from_millis(1) + HANDING_OVER);
     }
 
     #[test]
@@ -206,7 +208,7 @@ mod tests {
         // 1000 pages are 4.096 ms; the round trip counts once for the pages and once for the commit
         assert_eq!(
             estimate.downtime(1000).total(),
-            ms(127 + 32) + Duration::from_micros(4096) + UNKNOWN_OVERHEAD
+            ms(127 + 32) + Duration::from_micros(4096) + UNKNOWN_OVERHEAD + HANDING_OVER
         );
     }
 

@@ -28,7 +28,7 @@ const PAUSE_PATIENCE: Duration = Duration::from_secs(10);
 /// What pausing takes as a rule: a kick, and each vCPU's way out of KVM_RUN and off the core (measured on two
 /// cores: 0.05 to 0.1 ms with one, 0.4 ms with 16).
 fn expected_pause(vcpus: usize) -> Duration {
-    Duration::from_micros(60 + 20 * vcpus as u64)
+    Duration::from_micros(120 + 20 * vcpus as u64)
 }
 
 /// How long a report waits for a vCPU to enter: the host may be busy, and the report is not to be late for that.

@@ -32,6 +32,10 @@ const CLOSES: Duration = Duration::from_millis(250);
 /// How often it is asked whether something came.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// The first pings follow each other faster: a migration may be over before the third, and the pause it predicts
+/// holds the shortest round trip that was seen.
+const FIRST_PINGS: u32 = 8;
+const FIRST_PING_INTERVAL: Duration = Duration::from_millis(10);
 /// What counts of the time between two looks: who did not come to look for longer was himself held up, or
 /// stopped, and what came meanwhile is still unread.
 pub(crate) const MOST_BETWEEN_LOOKS: Duration = Duration::from_secs(1);
@@ -222,14 +226,17 @@ impl Link {
     /// `close_others` and returns. What is said last is still left for a peer that was frozen, and goes on later.
     pub(crate) fn watch(&self, stop: &Receiver<()>, close_others: impl FnOnce()) {
         let mut silence = Silence::new(self.clock.elapsed(), self.stream.read_bytes());
-        let mut pinged = None;
+        let (mut pinged, mut pings) = (None, 0);
         loop {
             let now = self.clock.elapsed();
-            if pinged.is_none_or(|at| now.saturating_sub(at) >= PING_INTERVAL) {
+            let first = pings < FIRST_PINGS;
+            let interval = if first { FIRST_PING_INTERVAL } else { PING_INTERVAL };
+            if pinged.is_none_or(|at| now.saturating_sub(at) >= interval) {
                 pinged = Some(now);
+                pings += 1;
                 self.ping();
             }
-            match stop.recv_timeout(LOOK_INTERVAL) {
+            match stop.recv_timeout(if first { FIRST_PING_INTERVAL } else { LOOK_INTERVAL }) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }

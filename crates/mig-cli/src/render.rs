@@ -72,10 +72,7 @@ impl Renderer {
             }
             Event::Connected { version, channels } => {
                 let channels = count((*channels).into(), "page channel");
-                self.paint(
-                    Style::Dim,
-                    &format!("connected: protocol {version}, {channels}; the destination takes its memory"),
-                ) + "\n"
+                self.paint(Style::Dim, &format!("connected: protocol {version}, {channels}")) + "\n"
             }
             Event::Round(round) => self.round(round),
             Event::Paused => self.paint(Style::Dim, "guest paused for the switchover") + "\n",

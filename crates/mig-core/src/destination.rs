@@ -212,7 +212,7 @@ impl Destination {
     /// What it grants a source that leaves the number of channels to both sides: 1 or more.
     #[must_use]
     pub fn suited_channels(self, suited_channels: u16) -> Self {
-        Self { suited_channels, ..self }
+        Self { suited_channels: suited_channels.max(1), ..self }
     }
 
     /// Whether it is over.

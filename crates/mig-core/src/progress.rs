@@ -70,9 +70,9 @@ pub struct Downtime {
     pub verify: Duration,
     /// Restoring vCPU and device state on the destination.
     pub load: Duration,
-    /// Ready, Commit and Running on the wire.
+    /// Ready and Commit on the wire; Running too, where the destination does not tell how it timed its start.
     pub commit: Duration,
-    /// Starting the vCPUs on the destination.
+    /// Starting the vCPUs on the destination, until the last of them was let in, where that is known.
     pub resume: Duration,
 }
 

@@ -63,7 +63,7 @@ pub struct Gate {
     phase: Condvar,
     /// A loop stopped running.
     idle: Condvar,
-    /// The first loop went through the open gate.
+    /// The last loop went through the open gate.
     entry: Condvar,
     signal: libc::c_int,
 }
@@ -71,7 +71,7 @@ pub struct Gate {
 struct State {
     phase: Phase,
     loops: Vec<Option<Loop>>,
-    /// When the first loop went through the open gate.
+    /// When the last loop went through the open gate.
     entered: Option<Instant>,
 }
 
@@ -136,7 +136,8 @@ impl Gate {
         }
     }
 
-    /// When the first vCPU went through the gate since it was last opened; waits for that as long as `patience`.
+    /// When the last vCPU went through the gate since it was opened; waits for that as long as `patience`. `None`
+    /// if not all have by then, and where there are none.
     pub fn await_entry(&self, patience: Duration) -> Option<Instant> {
         let waiting = |state: &mut State| state.phase == Phase::Open && state.entered.is_none();
         let waited = self.entry.wait_timeout_while(self.lock(), patience, waiting);
@@ -254,12 +255,12 @@ impl Registration<'_> {
             state = self.gate.phase.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let open = state.phase == Phase::Open;
-        if open && state.entered.is_none() {
-            state.entered = Some(Instant::now());
-            self.gate.entry.notify_all();
-        }
         if let Some(entry) = &mut state.loops[self.index] {
             entry.running = open;
+        }
+        if open && state.entered.is_none() && state.loops.iter().flatten().all(|l| l.running) {
+            state.entered = Some(Instant::now());
+            self.gate.entry.notify_all();
         }
         open
     }

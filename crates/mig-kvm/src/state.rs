@@ -57,6 +57,7 @@ impl Prepared {
         same_count(context.given.len(), vcpus.len())?;
         let first = vcpus.first().ok_or(KvmError::NoSuchVcpu { vcpu: 0 })?;
         let mover = Mover::probe(first)?;
+        vcpus.iter().try_for_each(|vcpu| mover.rejoin(vcpu))?;
         let one = |(vcpu, given): (&V, &Given)| vcpu::save(vcpu, given, context);
         let fresh = vcpus.iter().zip(&context.given).map(one).collect::<Result<_, _>>()?;
         Ok(Self { fresh, mover })

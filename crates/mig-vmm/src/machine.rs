@@ -31,7 +31,7 @@ fn expected_pause(vcpus: usize) -> Duration {
     Duration::from_micros(120 + 20 * vcpus as u64)
 }
 
-/// How long a report waits for a vCPU to enter: the host may be busy, and the report is not to be late for that.
+/// How long a report waits for vCPUs to enter: the host may be busy, and the report is not to be late for that.
 const ENTRY_PATIENCE: Duration = Duration::from_millis(1);
 
 /// What to boot.
@@ -138,7 +138,7 @@ impl Machine {
         self.not_ended()
     }
 
-    /// When its first vCPU entered the guest after it was last started; `None` if none does soon.
+    /// When its last vCPU was let in after it was started; `None` if that does not come soon.
     pub(crate) fn running_since(&self) -> Option<Instant> {
         self.platform.gate.await_entry(ENTRY_PATIENCE)
     }

@@ -145,7 +145,8 @@ pub trait Incoming {
     type Vm: DestinationVm;
 
     /// Makes everything that can be made before the pause: VM, vCPUs, devices. Memory need not be faulted in:
-    /// the engine does so as pages arrive, on every channel at once.
+    /// the engine does so as pages arrive, on every channel at once. Nobody reserves it, then: who must not run
+    /// out of it half way sets it aside here.
     ///
     /// # Errors
     /// Every reason, not the first only: the source shows them all.
@@ -168,7 +169,7 @@ pub trait DestinationVm: RestoreState + Send {
     /// The guest is lost: reported as fatal on both sides.
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError>;
 
-    /// When the first vCPU entered the guest, where that is known: asked right after [`DestinationVm::resume`],
+    /// When the last vCPU was let into the guest, where that is known: asked right after [`DestinationVm::resume`],
     /// which may return before or after it. May wait a moment for it, but no longer than a millisecond.
     fn running_since(&self) -> Option<Instant> {
         None

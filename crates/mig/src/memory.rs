@@ -67,8 +67,10 @@ impl GuestRam {
     }
 
     /// The owner's word that this memory is private, anonymous and filled through its mappings only: no file,
-    /// no other process and no `userfaultfd` stands behind it. Then a page that was never touched is known to
-    /// be zero, and a source neither reads it nor has the host find a page for it.
+    /// no other process and no `userfaultfd` stands behind it, and it is not of hugetlbfs pages (`MAP_HUGETLB`: of
+    /// those the kernel shows one that it is moving as if it had never been touched). Then a page that was never
+    /// touched is known to be zero, and a source neither reads it nor has the host find a page for it. Given
+    /// wrongly, pages are lost.
     #[must_use]
     pub fn skip_untouched(self) -> Self {
         Self { skips_untouched: true, ..self }

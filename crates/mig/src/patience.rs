@@ -169,7 +169,7 @@ fn received(link: &Link, streams: &Streams) -> Delivery {
 fn with_destination(step: Step) -> Option<Duration> {
     match step {
         Step::Handshake | Step::Attach => Some(Duration::from_secs(10)),
-        // it makes the guest's memory: seconds a GiB where its host must find it first
+        // it may set the guest's memory aside: seconds a GiB where its host must find it first
         Step::Describe => Some(Duration::from_secs(600)),
         Step::Load | Step::Verify => Some(Duration::from_secs(60)),
         Step::Commit => Some(Duration::from_secs(30)),

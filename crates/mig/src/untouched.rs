@@ -2,7 +2,8 @@
 //!
 //! The kernel's documentation of `/proc/pid/pagemap` (Documentation/admin-guide/mm/pagemap.rst): a word a page of
 //! the address space, with bit 63 for a page that is present and bit 62 for one that is swapped out. In private
-//! anonymous memory a page that is neither was never written; that the memory is so, the embedder says
+//! anonymous memory of ordinary pages, huge ones that the kernel makes by itself among them, a page that is neither was
+//! never written: one that is being moved shows as swapped. That the memory is so, the embedder says
 //! ([`crate::GuestRam::skip_untouched`]).
 //!
 //! A page that is touched after it was looked at is found by the dirty log, as if it had been read before.

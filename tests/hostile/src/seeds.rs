@@ -56,6 +56,7 @@ pub fn conversations() -> Vec<Seed> {
     let runs = Message::Outcome(Fate::Running { resume: ms, running_for: ms });
     let ready = Message::Ready { verify: ms, load: ms };
     let running = Message::Running { resume: ms };
+    let started = Message::Started { since_ready: ms };
     let mismatch =
         Message::Mismatch { chunks: 1, samples: vec![ChunkDigests { chunk: 1, pages: vec![9; 488] }] };
     let told = [opening(none), vec![message(&abort)]].concat();
@@ -70,6 +71,12 @@ pub fn conversations() -> Vec<Seed> {
         ("destination is asked", SCRIPT, asked),
         ("destination is left with a copy", SCRIPT, without_last(to_destination(none, &[]))),
         ("source gives its guest away", SCRIPT, to_source(verify, &[&ready, &running, &gap])),
+        ("source hears how the start was timed", SCRIPT, {
+            to_source(verify | Capabilities::STARTED, &[&ready, &running, &started, &gap])
+        }),
+        ("destination times its start, and chooses how many channels", SCRIPT, {
+            to_destination(Capabilities::STARTED | Capabilities::SUITED_CHANNELS, &[])
+        }),
         ("source is promised that the guest never ran", SCRIPT, to_source(verify, &[&ready, &abort])),
         ("source asks and gets its guest back", SCRIPT, {
             to_source(verify, &[&ready, &nonsense, &unknown, &never])
@@ -129,9 +136,9 @@ fn without_last(mut frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 fn opening(capabilities: Capabilities) -> Vec<Vec<u8>> {
-    let required = capabilities.bits();
-    let hello =
-        Hello { version_min: 1, version_max: 1, required, optional: 0, channels: 2, session: SESSION };
+    let wishes = Capabilities::STARTED | Capabilities::SUITED_CHANNELS;
+    let (required, optional) = ((capabilities - wishes).bits(), (capabilities & wishes).bits());
+    let hello = Hello { version_min: 1, version_max: 1, required, optional, channels: 2, session: SESSION };
     let mut description = description();
     if capabilities.contains(Capabilities::ARBITER) {
         let body = ARBITER.to_vec();

@@ -177,13 +177,16 @@ fn seeds_are_read_whole_and_go_as_their_names_say() {
             "destination takes a guest"
             | "destination takes a guest and compares digests"
             | "destination takes a guest by its arbiter"
+            | "destination times its start, and chooses how many channels"
             | "destination is asked" => assert!(destination.running, "{}: {destination:?}", seed.name),
             "destination restores a machine" => {
                 assert_eq!((destination.sections, destination.bad_sections), (7, 0));
                 assert!(destination.running);
             }
             "destination is left with a copy" => assert!(destination.held && !destination.resumed),
-            "source gives its guest away" | "source asks and its guest is there" => {
+            "source gives its guest away"
+            | "source hears how the start was timed"
+            | "source asks and its guest is there" => {
                 assert_eq!(outcome, OutcomeKind::Moved, "{}", seed.name);
             }
             "source finds that memory differs" => {

@@ -92,10 +92,7 @@ fn a_closed_gate_means_that_no_vcpu_runs_and_every_vcpu_is_free_to_be_saved() {
         let opened = Instant::now();
         guest.gate.open();
         guest.wait_for_progress(&before);
-        assert!(
-            guest.gate.await_entry(PATIENCE).is_some_and(|at| at >= opened),
-            "it knows when the first went in"
-        );
+        assert!(guest.gate.await_entry(PATIENCE).is_some_and(|at| at >= opened), "it knows when all were in");
         guest.gate.close(PATIENCE).unwrap();
         let stopped = guest.counters();
         for vcpu in guest.vcpus.iter() {

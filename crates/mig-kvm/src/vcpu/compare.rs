@@ -11,7 +11,8 @@ use crate::{ioctl, time};
 pub(super) fn is_same(piece: Piece, wanted: &VcpuState, found: &VcpuState) -> bool {
     match piece {
         Piece::Cpuid => cpuid::is_same(&wanted.cpuid, &found.cpuid),
-        Piece::FeatureMsrs => wanted.feature_msrs == found.feature_msrs,
+        // Another kernel may list more of them, or in another order.
+        Piece::FeatureMsrs => wanted.feature_msrs.iter().all(|msr| found.feature_msrs.contains(msr)),
         Piece::TscKhz => wanted.tsc.khz == found.tsc.khz,
         // An area that is longer here holds further components: in their initial state, or not the same.
         Piece::Xsave => wanted.xsave == found.xsave,

@@ -23,7 +23,7 @@ pub(crate) fn write(vcpu: &VcpuFd, wanted: &[CpuidEntry]) -> Result<(), KvmError
 
 /// Whether two CPUIDs differ only in what KVM keeps up to date from other registers (kvm_update_cpuid_runtime
 /// in arch/x86/kvm/cpuid.c): OSXSAVE and OSPKE from CR4, APIC from its base register, MONITOR from
-/// MISC_ENABLE, the current size of the XSAVE area from XCR0 and XSS.
+/// MISC_ENABLE (unless KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT is on), the current size of the XSAVE area from XCR0 and XSS.
 pub(super) fn is_same(a: &[CpuidEntry], b: &[CpuidEntry]) -> bool {
     a.iter().map(lasting).eq(b.iter().map(lasting))
 }

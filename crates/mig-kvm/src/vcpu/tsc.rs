@@ -33,6 +33,16 @@ impl Mover {
         Ok(if took { here } else { Self::Stuck { attribute: here == Self::Attribute } })
     }
 
+    /// Has KVM find again that the TSCs of all vCPUs are one: the probe of one alone set it apart, by which the
+    /// guest's clock loses its master (kvm_arch_tsc_set_attr in arch/x86/kvm/x86.c). For each vCPU; where TSCs are
+    /// moved, restoring does so.
+    pub(crate) fn rejoin(self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        match self {
+            Self::Stuck { attribute: true } => ioctl::set_tsc_offset(vcpu, ioctl::tsc_offset(vcpu)?),
+            Self::Stuck { attribute: false } | Self::Attribute | Self::Counter => Ok(()),
+        }
+    }
+
     /// Whether it moves a TSC at all.
     pub(crate) fn moves(self) -> bool {
         !matches!(self, Self::Stuck { .. })

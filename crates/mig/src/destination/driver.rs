@@ -382,11 +382,10 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             return turn_away(self.observer, stream.peer(), "a page channel that does not belong here");
         };
         let tag = session_tag(&self.session.session);
-        let ready = Message::Attached
-            .encode(0, tag)
-            .map_err(std::io::Error::other)
+        let ready = stream
+            .fit_to_pages(self.attached.len())
+            .and_then(|()| Message::Attached.encode(0, tag).map_err(std::io::Error::other))
             .and_then(|frame| stream.write_all(&frame))
-            .and_then(|()| stream.fit_to_pages(self.attached.len()))
             .and_then(|()| stream.try_clone());
         match ready {
             Ok(closer) => self.streams.add(closer),
@@ -432,13 +431,9 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         reach!(destination::before(&action));
         match action {
             Action::Send(message) => {
-                match message {
-                    Message::Ready { .. } => {
-                        self.was_ready = true;
-                        self.desk.note(&self.session, Known::Open);
-                    }
-                    Message::Running { .. } => self.resumed_at = Some(Instant::now()),
-                    _ => {}
+                if let Message::Ready { .. } = message {
+                    self.was_ready = true;
+                    self.desk.note(&self.session, Known::Open);
                 }
                 self.say(&message)
             }
@@ -462,7 +457,11 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
             Action::Resume(permit) => {
                 let done = self.with_vm(Step::Resume, |vm| vm.resume(permit), Event::Resumed { at: None });
                 Some(match done {
-                    Event::Resumed { .. } => Event::Resumed { at: self.running_since() },
+                    Event::Resumed { .. } => {
+                        let at = self.running_since().unwrap_or_else(|| self.clock.elapsed());
+                        self.resumed_at = Some(self.clock + at);
+                        Event::Resumed { at: Some(at) }
+                    }
                     failed => failed,
                 })
             }

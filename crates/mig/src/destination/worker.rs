@@ -124,8 +124,8 @@ impl Worker<'_> {
     }
 
     /// Has the host find memory for pages that come for the first time, before the socket is read: faulted in
-    /// by the read itself, they would keep the socket locked while they are cleared, and a host without
-    /// memory would kill this process rather than say so.
+    /// by the read itself, they would keep the socket locked while they are cleared. Where the kernel refuses
+    /// memory rather than kill for it, that is an error here.
     fn make_room(&self, run: PageRun) -> Result<(), ReadError> {
         if run.count < MIN_POPULATED_PAGES || self.filled.contains(run.first) {
             return Ok(());

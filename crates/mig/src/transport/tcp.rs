@@ -18,7 +18,8 @@ use crate::memory::Pages;
 /// How long one attempt to connect may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A page channel's socket buffers within one host; the kernel doubles it. Chosen by measurement.
+/// A page channel's socket buffers within one host; the kernel doubles it, unless `net.core.rmem_max` and
+/// `wmem_max` allow less. Chosen by measurement (docs/benchmarks).
 const CACHED_BUFFER_BYTES: usize = 256 << 10;
 
 /// A connection; clones share the socket and its counts.

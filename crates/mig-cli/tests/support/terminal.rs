@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub)] // a part of several test programs
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -94,6 +95,18 @@ impl Terminal {
         }
     }
 
+    /// Waits until it can be asked for something, or has ended.
+    fn wait_for_control(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(&self.control).is_err() {
+            if self.child.try_wait().expect("a child can be waited for").is_some() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it is not to be asked: {}", self.said());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -129,7 +142,8 @@ impl Guest {
         let directory = tempfile::tempdir().expect("a directory");
         let mut command = mig_send();
         command.args(options);
-        let now = Terminal::start(command, directory.path().join("0.sock"));
+        let mut now = Terminal::start(command, directory.path().join("0.sock"));
+        now.wait_for_control();
         Self { directory, programs: 1, now, before: Vec::new() }
     }
 

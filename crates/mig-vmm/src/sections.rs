@@ -78,8 +78,8 @@ pub(crate) fn rehearse_load(platform: &Platform) -> Result<Duration, VmmError> {
 }
 
 /// What the pause has and a rehearsal has not: pages have just gone through all caches, and on the way in there
-/// are the chips and the devices (measured: 0.03 to 0.06 ms, with one vCPU as with 16).
-const UNREHEARSED: Duration = Duration::from_micros(50);
+/// are the chips and the devices (measured: 0.04 to 0.1 ms, with one vCPU as with 16).
+const UNREHEARSED: Duration = Duration::from_micros(80);
 
 /// What it takes with cold caches, as in the pause: the first time, unless something came between.
 fn rehearsed(once: impl Fn() -> Result<(), VmmError>) -> Result<Duration, VmmError> {

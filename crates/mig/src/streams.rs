@@ -5,11 +5,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::stall::Delivery;
 use crate::transport::Stream;
 
-/// How many suit this host: a core each, but two where there is but one, so that one sends while the other
-/// waits. More than eight gain nothing on the links there are (docs/benchmarks).
+/// How many suit this host: two for each core, so that one moves bytes while the other waits for memory or for
+/// the socket. More than eight gain nothing on the links there are (docs/benchmarks).
 pub(crate) fn suited_channels() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    u16::try_from(cores).unwrap_or(u16::MAX).clamp(2, 8)
+    u16::try_from(cores).unwrap_or(u16::MAX).saturating_mul(2).clamp(2, 8)
 }
 
 /// Streams that close together; one added after that is closed at once.

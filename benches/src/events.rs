@@ -83,6 +83,8 @@ pub struct Report {
     pub downtime: Option<Downtime>,
     /// What was predicted as the switchover was decided.
     pub predicted_downtime_ms: Option<f64>,
+    /// The same by its parts.
+    pub predicted_downtime: Option<Downtime>,
     /// What the guest itself felt.
     pub guest_gap_ms: Option<f64>,
     /// Over all channels.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Bench, Set};
-use crate::events::Round;
+use crate::events::{Report, Round};
 use crate::migration::{Moved, Plan};
 use crate::plot::{self, Series};
 use crate::record::{Cell, Results, cell};
@@ -156,7 +156,8 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
         ]);
         all.push(((*cell).clone(), kept));
     }
-    let text = results.failures(NAME) + &table.finish() + &overall(&all);
+    let reports = cells.iter().flat_map(|cell| results.moved(NAME, cell)).map(|(_, m)| &m.report);
+    let text = results.failures(NAME) + &table.finish() + &overall(&all) + &by_parts(reports);
     let mut by_budget: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
     for kept in all.iter().flat_map(|(_, kept)| kept) {
         by_budget.entry(kept.budget_ms as u64).or_default().push((kept.actual_ms, kept.predicted_ms));
@@ -175,6 +176,27 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
 fn dirtied_per_ms(moved: &Moved) -> Option<f64> {
     let sum = |of: fn(&Round) -> f64| moved.rounds.iter().map(of).sum::<f64>();
     Some(sum(|r| r.dirtied_pages as f64) / sum(|r| r.elapsed_ms)).filter(|rate| rate.is_finite())
+}
+
+/// What each part of the pause was predicted to be, and was, over all cells.
+fn by_parts<'a>(reports: impl Iterator<Item = &'a Report>) -> String {
+    let mut parts: Vec<(&str, Vec<f64>, Vec<f64>)> = Vec::new();
+    for (predicted, actual) in reports.filter_map(|r| Some((r.predicted_downtime?, r.downtime?))) {
+        for (at, ((name, predicted), (_, actual))) in
+            predicted.parts().into_iter().zip(actual.parts()).enumerate()
+        {
+            if parts.len() == at {
+                parts.push((name, Vec::new(), Vec::new()));
+            }
+            parts[at].1.push(predicted);
+            parts[at].2.push(actual);
+        }
+    }
+    let mut table = Table::new(&["part", "predicted, ms", "was, ms"]);
+    for (name, predicted, actual) in parts {
+        table.row(&[name.into(), three(predicted, 3), three(actual, 3)]);
+    }
+    table.finish()
 }
 
 /// Over all cells.

@@ -38,6 +38,12 @@ pub struct Pages {
     pub zero: u64,
     /// With them.
     pub raw: u64,
+    /// Compressed.
+    #[serde(default)]
+    pub zstd: u64,
+    /// As what changed.
+    #[serde(default)]
+    pub delta: u64,
 }
 
 /// A round.

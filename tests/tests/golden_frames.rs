@@ -127,6 +127,14 @@ fn version_1() -> Vec<(&'static str, Meaning)> {
         ("started", Message::Started { since_ready: ms(9) }),
     ];
     all.extend(later.map(|(name, message)| (name, Meaning::Message(Box::new(message)))));
+    // and encodings that came later
+    let encoded = vec![
+        Run { first_page: 7, count: 1, encoding: Encoding::Raw },
+        Run { first_page: 1024, count: 32, encoding: Encoding::Zstd { bytes: 0x01_02 } },
+        Run { first_page: 8, count: 1, encoding: Encoding::Delta { bytes: 11 } },
+    ];
+    let payload = (0..4096 + 0x01_02 + 11).map(|i| (i % 241) as u8).collect();
+    all.push(("encoded pages", Meaning::Pages(encoded, payload)));
     all
 }
 

@@ -120,6 +120,12 @@ pub struct Pages {
     pub zero: u64,
     /// Pages sent as they are.
     pub raw: u64,
+    /// Pages sent compressed.
+    #[serde(default)]
+    pub zstd: u64,
+    /// Pages sent as what changed since they were sent before.
+    #[serde(default)]
+    pub delta: u64,
 }
 
 /// What one round did.
@@ -296,7 +302,8 @@ fn word_refused(cause: &str) -> Failure {
 
 impl From<observe::PageCounts> for Pages {
     fn from(pages: observe::PageCounts) -> Self {
-        Self { zero: pages.zero, raw: pages.raw }
+        let observe::PageCounts { zero, raw, zstd, delta } = pages;
+        Self { zero, raw, zstd, delta }
     }
 }
 
@@ -410,7 +417,7 @@ pub(crate) mod examples {
     pub(crate) fn round() -> RoundReport {
         RoundReport {
             round: 0,
-            pages: PageCounts { zero: 100_000, raw: 31_072 },
+            pages: PageCounts { zero: 100_000, raw: 30_000, zstd: 1000, delta: 72 },
             sent_bytes: 128 << 20,
             elapsed: Duration::from_millis(400),
             dirtied_pages: 5120,
@@ -446,7 +453,7 @@ pub(crate) mod examples {
             }),
             guest_gap: Some(us(5900)),
             sent_bytes: 530 << 20,
-            pages: PageCounts { zero: 100_000, raw: 135_000 },
+            pages: PageCounts { zero: 100_000, raw: 130_000, zstd: 4000, delta: 1000 },
             ram_bytes: 1 << 30,
             verification: Verification::Ok { chunks: 512 },
             fault: None,
@@ -500,7 +507,7 @@ mod tests {
                     "load": 0.5, "commit": 0.0, "resume": 0.0
                 },
                 "guest_gap_ms": 5.9, "sent_bytes": 530u64 << 20,
-                "pages": { "zero": 100_000, "raw": 135_000 }, "ram_bytes": 1u64 << 30,
+                "pages": { "zero": 100_000, "raw": 130_000, "zstd": 4000, "delta": 1000 }, "ram_bytes": 1u64 << 30,
                 "verify": "ok", "verified_chunks": 512
             })
         );
@@ -527,7 +534,7 @@ mod tests {
         let received = Received {
             rounds: 3,
             received_bytes: 9,
-            pages: Pages { zero: 1, raw: 2 },
+            pages: Pages { zero: 1, raw: 2, zstd: 3, delta: 4 },
             ram_bytes: 3,
             load_ms: 0.5,
             resume_ms: 0.25,

@@ -109,6 +109,10 @@ pub struct SendOptions {
     /// [default: auto]
     #[arg(long, requires = "move", value_name = "N|auto")]
     pub channels: Option<Channels>,
+    /// Send fewer bytes, at the price of time on both sides: zstd compresses pages, at a level from 1 (fast) to 19;
+    /// delta sends what changed of pages that are sent again and again [default: off]
+    #[arg(long, requires = "move", value_name = "off|zstd[:LEVEL]|delta")]
+    pub compress: Option<mig::Compress>,
     /// Compare digests of all memory on both sides before the guest is handed over
     #[arg(long, requires = "move")]
     pub verify: bool,
@@ -181,6 +185,7 @@ impl SendOptions {
             downtime_ms: self.downtime.map(whole_ms),
             max_rounds: self.max_rounds,
             channels: self.channels.and_then(|c| c.0),
+            compress: self.compress.map(|c| c.to_string()),
             verify: Some(self.verify),
             guest_time: Some(self.guest_time),
             progress: true,
@@ -252,13 +257,14 @@ mod tests {
     fn the_documented_lines_are_understood() {
         let options = send(
             "--to tcp:[::1]:4 --guest dirtier:rate=20MiB --memory 512MiB --cpus 4 --after 500ms \
-                            --downtime 10ms --max-rounds 3 --channels 8 --verify --guest-time stop --control unix:/x --json",
+                            --downtime 10ms --max-rounds 3 --channels 8 --compress zstd --verify --guest-time stop --control unix:/x --json",
         )
         .unwrap();
         assert_eq!((options.memory, options.cpus, options.after), (512 << 20, 4, Duration::from_millis(500)));
         let migrate = options.migrate(options.to.as_ref().unwrap());
         assert_eq!((migrate.downtime_ms, migrate.max_rounds, migrate.channels), (Some(10), Some(3), Some(8)));
         assert_eq!((migrate.to.as_str(), migrate.verify), ("tcp:[::1]:4", Some(true)));
+        assert_eq!(migrate.compress.as_deref(), Some("zstd:1"));
         assert_eq!(options.control, Some("/x".into()));
         assert!(send("--to tcp:h:1 --kernel vmlinux --initrd i --cmdline quiet").is_ok());
         assert!(send("--kernel vmlinux --console stdio").is_ok() && send("--guest idle --json").is_ok());
@@ -289,7 +295,7 @@ mod tests {
         assert_eq!(settings.guest_time, mig_vmm::GuestTime::Advance);
         let engine = settings.engine;
         assert_eq!(engine.policy, mig::policy::Policy::default());
-        assert_eq!((engine.channels, engine.verify), (None, false));
+        assert_eq!((engine.channels, engine.compress, engine.verify), (None, mig::Compress::Off, false));
         let help = <SendOptions as clap::CommandFactory>::command().render_long_help().to_string();
         for word in [
             "300ms",
@@ -301,6 +307,7 @@ mod tests {
             "1GiB",
             "--resolve",
             "--lease",
+            "--compress",
         ] {
             assert!(help.contains(word), "{word} is in\n{help}");
         }

@@ -1,7 +1,7 @@
 //! What people see: events as lines of text, with colours and a moving line on a terminal only.
 
 use crate::control::GuestTime;
-use crate::event::{Arrived, Doubt, Downtime, Event, Received, Report, Round};
+use crate::event::{Arrived, Doubt, Downtime, Event, Pages, Received, Report, Round};
 use crate::failure::Failure;
 use crate::units::{bytes, millis, round_bytes};
 
@@ -185,14 +185,13 @@ impl Renderer {
 
     fn moved(&self, report: &Report) -> String {
         let mut text = format!(
-            "{} in {}, {}, {} sent for {} of memory\npages: {} raw, {} zero\n",
+            "{} in {}, {}, {} sent for {} of memory\npages: {}\n",
             self.paint(Style::Green, "moved"),
             millis(report.total_ms),
             count(report.rounds.into(), "round"),
             bytes(report.sent_bytes),
             round_bytes(report.ram_bytes),
-            report.pages.raw,
-            report.pages.zero,
+            pages(report.pages),
         );
         if let (Some(total), Some(downtime)) = (report.downtime_ms, &report.downtime) {
             let predicted = report.predicted_downtime_ms.map(|p| format!("predicted {}", millis(p)));
@@ -267,6 +266,14 @@ pub fn facts(failure: &Failure) -> String {
 /// Text that may come from a peer, without what would steer a terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+/// By how they travelled; encodings only if they were used.
+fn pages(pages: Pages) -> String {
+    let Pages { zero, raw, zstd, delta } = pages;
+    let kinds = [(raw, "raw", true), (zstd, "zstd", false), (delta, "delta", false), (zero, "zero", true)];
+    let shown = kinds.iter().filter(|(count, _, always)| *always || *count > 0);
+    shown.map(|(count, kind, _)| format!("{count} {kind}")).collect::<Vec<_>>().join(", ")
 }
 
 fn count(number: u64, noun: &str) -> String {
@@ -347,11 +354,17 @@ mod tests {
     }
 
     #[test]
+    fn encodings_that_were_not_used_are_not_shown() {
+        assert_eq!(pages(Pages { zero: 2, raw: 1, zstd: 0, delta: 0 }), "1 raw, 2 zero");
+        assert_eq!(pages(Pages { zero: 0, raw: 0, zstd: 3, delta: 0 }), "0 raw, 3 zstd, 0 zero");
+    }
+
+    #[test]
     fn the_report_splits_the_downtime() {
         let text = plain().render(&Event::Report(Box::new((&examples::moved()).into())));
         let expected = "\
 moved in 1.24 s, 4 rounds, 530.0 MiB sent for 1 GiB of memory
-pages: 135000 raw, 100000 zero
+pages: 130000 raw, 4000 zstd, 1000 delta, 100000 zero
 downtime 5.00 ms (predicted 5.50 ms; the guest itself missed 5.90 ms)
   pause        0.30 ms  ██
   save         0.42 ms    ████

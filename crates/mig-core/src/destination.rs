@@ -16,7 +16,7 @@ use std::time::Duration;
 use mig_wire::describe::{Description, Refusal};
 use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{ChunkDigests, DestinationCosts, Fate, Message};
-use mig_wire::hello::{CAPABILITIES, Capabilities, Hello, Secret, VERSIONS, Welcome};
+use mig_wire::hello::{Capabilities, Hello, Secret, VERSIONS, Welcome};
 use mig_wire::section::Section;
 
 use crate::domain::Domain;
@@ -146,6 +146,8 @@ pub struct Destination {
     ready_at: Duration,
     /// The source wants to hear how the start was timed.
     tells_start: bool,
+    /// Encodings of pages that the source may use.
+    page_encodings: Capabilities,
     received: Received,
     stage: Stage,
 }
@@ -204,6 +206,7 @@ impl Destination {
             chunks: 0,
             ready_at: Duration::ZERO,
             tells_start: false,
+            page_encodings: Capabilities::empty(),
             received: Received::default(),
             stage: Stage::AwaitingHello,
         }
@@ -228,6 +231,11 @@ impl Destination {
     /// Whether digests will be compared.
     pub fn verifies(&self) -> bool {
         self.verify
+    }
+
+    /// The encodings of pages that the source may use: none before its Hello.
+    pub fn page_encodings(&self) -> Capabilities {
+        self.page_encodings
     }
 
     /// What the machine is doing, for faults that a driver makes.
@@ -340,14 +348,16 @@ impl Destination {
         }
         let Some(version) = version.filter(|_| refusals.is_empty()) else { return self.refused(refusals) };
         let optional = hello.optional & !Capabilities::ARBITER.bits();
-        let capabilities = (hello.required | optional) & CAPABILITIES.bits();
-        self.verify = capabilities & Capabilities::VERIFY.bits() != 0;
-        self.tells_start = capabilities & Capabilities::STARTED.bits() != 0;
-        let suited = capabilities & Capabilities::SUITED_CHANNELS.bits() != 0;
+        let agreed = Capabilities::from_bits_truncate(hello.required | optional);
+        self.verify = agreed.contains(Capabilities::VERIFY);
+        self.tells_start = agreed.contains(Capabilities::STARTED);
+        self.page_encodings = agreed & Capabilities::PAGE_ENCODINGS;
+        let suited = agreed.contains(Capabilities::SUITED_CHANNELS);
         let most = if suited { self.channels.min(self.suited_channels) } else { self.channels };
         self.channels = most.min(hello.channels);
         self.stage = Stage::AwaitingDescription;
-        let welcome = Welcome { version, capabilities, channels: self.channels, secret: self.secret };
+        let (capabilities, channels) = (agreed.bits(), self.channels);
+        let welcome = Welcome { version, capabilities, channels, secret: self.secret };
         vec![
             Action::Send(Message::Welcome(welcome)),
             Action::Tell(Progress::Connected { version, channels: self.channels }),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mig_wire::describe::Description;
 use mig_wire::fault::Fault;
-use mig_wire::hello::Secret;
+use mig_wire::hello::{Capabilities, Secret};
 
 use crate::domain::Domain;
 use crate::policy::StopReason;
@@ -18,6 +18,8 @@ pub(crate) struct Ledger {
     pub(crate) copying_since: Duration,
     pub(crate) channels: u16,
     pub(crate) secret: Secret,
+    /// Encodings of pages that both sides understand.
+    pub(crate) page_encodings: Capabilities,
     /// Whether the destination tells how it timed its start.
     pub(crate) start_is_told: bool,
     /// Whether the dirty log was switched on.

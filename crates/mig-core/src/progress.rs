@@ -14,12 +14,26 @@ pub struct PageCounts {
     pub zero: u64,
     /// Pages sent as they are.
     pub raw: u64,
+    /// Pages sent compressed.
+    pub zstd: u64,
+    /// Pages sent as what changed since they were sent before.
+    pub delta: u64,
 }
 
 impl PageCounts {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.zero + self.raw
+        self.zero + self.with_bytes()
+    }
+
+    /// Those that are not of zeros, however they travelled.
+    pub fn with_bytes(&self) -> u64 {
+        self.raw + self.encoded()
+    }
+
+    /// Those that travelled as fewer bytes than they have.
+    pub fn encoded(&self) -> u64 {
+        self.zstd + self.delta
     }
 }
 
@@ -27,6 +41,8 @@ impl std::ops::AddAssign for PageCounts {
     fn add_assign(&mut self, other: Self) {
         self.zero += other.zero;
         self.raw += other.raw;
+        self.zstd += other.zstd;
+        self.delta += other.delta;
     }
 }
 
@@ -45,7 +61,7 @@ pub struct RoundReport {
     pub dirtied_pages: u64,
     /// Dirtied pages a second.
     pub dirty_pages_per_second: u64,
-    /// Bytes that arrived a second.
+    /// Bytes that arrived a second: of pages that were encoded, those that they stand for.
     pub bytes_per_second: u64,
     /// The downtime that a switchover now would take.
     pub predicted_downtime: Duration,

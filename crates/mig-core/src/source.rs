@@ -22,7 +22,7 @@ use std::time::Duration;
 use mig_wire::describe::Description;
 use mig_wire::fault::{Blame, Fault, Side, Step};
 use mig_wire::frame::{ChunkDigests, Fate, Message};
-use mig_wire::hello::{Secret, SessionId};
+use mig_wire::hello::{Capabilities, Secret, SessionId};
 
 use crate::estimate::Estimate;
 use crate::ledger::Ledger;
@@ -41,6 +41,8 @@ pub struct SourceConfig {
     pub suited_channels: bool,
     /// Whether digests of all memory are compared.
     pub verify: bool,
+    /// Those of [`Capabilities::PAGE_ENCODINGS`] that this side would use.
+    pub page_encodings: Capabilities,
     /// Names this migration.
     pub session: SessionId,
     /// Who decides in doubt, if anybody: the destination must use the same one.
@@ -296,6 +298,11 @@ impl Source {
     /// The session's name.
     pub fn session(&self) -> SessionId {
         self.config.session
+    }
+
+    /// Those of the encodings it would use that the destination understands: none before its welcome.
+    pub fn page_encodings(&self) -> Capabilities {
+        self.ledger.page_encodings
     }
 
     /// Whether it is over.

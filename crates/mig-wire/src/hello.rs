@@ -22,7 +22,7 @@ pub fn session_tag(id: &SessionId) -> u64 {
 
 bitflags! {
     /// What a side can do beyond the version's minimum.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Capabilities: u64 {
         /// Digests of all memory are compared before Commit.
         const VERIFY = 1;
@@ -33,6 +33,12 @@ bitflags! {
         const SUITED_CHANNELS = 4;
         /// The destination tells how it timed its start, by `Started` after `Running`.
         const STARTED = 8;
+        /// Pages may travel as [`Encoding::Zstd`](crate::pages::Encoding::Zstd).
+        const ZSTD = 16;
+        /// Pages may travel as [`Encoding::Delta`](crate::pages::Encoding::Delta).
+        const DELTA = 32;
+        /// Those of the two by which pages may travel otherwise than raw or as zeros.
+        const PAGE_ENCODINGS = Self::ZSTD.bits() | Self::DELTA.bits();
     }
 }
 

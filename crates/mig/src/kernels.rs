@@ -2,7 +2,6 @@
 
 use mig_core::bitmap::PageRun;
 use mig_core::domain::DomainError;
-use mig_core::progress::PageCounts;
 use mig_wire::pages::Run;
 
 use crate::encoding::zero;
@@ -38,7 +37,7 @@ impl GuestPages {
     ///
     /// # Panics
     /// When there are no such pages.
-    pub fn classify(&mut self, first: u64, count: u64, table: &mut Vec<Run>) -> PageCounts {
-        zero::classify(&self.pages, PageRun { first, count }, &mut self.untouched, table)
+    pub fn classify(&mut self, first: u64, count: u64, table: &mut Vec<Run>) {
+        zero::classify(&self.pages, PageRun { first, count }, &mut self.untouched, table);
     }
 }

@@ -10,7 +10,7 @@ pub mod arbiter;
 pub mod control;
 pub mod destination;
 mod digest;
-mod encoding;
+pub mod encoding;
 #[cfg(feature = "fault-points")]
 pub mod fault_points;
 pub mod guest;
@@ -30,6 +30,7 @@ mod untouched;
 pub use arbiter::{Arbiter, LeaseFile};
 pub use control::Control;
 pub use destination::{HeldCopy, Listener, ReceiveOptions, ReceiveReport, Received, receive};
+pub use encoding::Compress;
 pub use guest::{
     BoxError, DestinationVm, DirtyTracker, Incoming, PauseCosts, RestoreState, ResumeCosts, SaveState,
     SourceVm, VmControl,

@@ -166,6 +166,18 @@ impl Pages {
         }
     }
 
+    /// Copies pages in.
+    ///
+    /// # Panics
+    /// When `from` has another size than the pages.
+    pub(crate) fn place(&self, run: PageRun, from: &[u8]) {
+        let host = self.host(run);
+        assert_eq!(from.len(), run.count as usize * PAGE);
+        // SAFETY: source and target are as long as asserted and do not overlap: guest memory is never
+        // behind a reference.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), host, from.len()) };
+    }
+
     /// Copies pages out, as they are now.
     ///
     /// # Panics
@@ -199,6 +211,17 @@ pub(crate) mod tests {
         let mut page = [0; PAGE];
         pages.copy(PageRun { first: 513, count: 1 }, &mut page);
         assert_eq!(page[0], 7);
+    }
+
+    #[test]
+    fn placed_pages_are_where_they_belong_and_their_neighbours_are_left() {
+        let (memory, pages) = two_regions(4, 1);
+        let content: Vec<u8> = (0..2 * PAGE).map(|at| (at % 251) as u8 + 1).collect();
+        pages.place(PageRun { first: 1, count: 2 }, &content);
+        let mut back = vec![0; 2 * PAGE];
+        memory.read_slice(&mut back, GuestAddress(PAGE as u64)).unwrap();
+        assert!(back == content);
+        assert_eq!([0, 1, 2, 3].map(|page| pages.is_zero(page)), [true, false, false, true]);
     }
 
     #[test]

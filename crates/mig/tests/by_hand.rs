@@ -8,10 +8,11 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use mig::describe::Region;
+use mig::observe::PageCounts;
 use mig::{Control, Description, Fault, Listener, ReceiveOptions, Received, Section, receive};
 use mig_wire::frame::Fate;
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
-use mig_wire::hello::{Attach, Hello, Query, session_tag};
+use mig_wire::hello::{Attach, Capabilities, Hello, Query, session_tag};
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
 use mig_wire::{Blame, Message};
 use model::{Host, Model};
@@ -72,6 +73,14 @@ impl Peer {
         self.frame(Kind::Pages, round, 1, &body);
     }
 
+    /// Runs and what follows their table.
+    fn runs(&mut self, round: u32, runs: &[Run], payload: &[u8]) {
+        let mut body = Vec::new();
+        pages::encode_table(runs, &mut body);
+        body.extend_from_slice(payload);
+        self.frame(Kind::Pages, round, runs.len() as u16, &body);
+    }
+
     fn end_round(&mut self, round: u32, zero_pages: u64, raw_pages: u64) {
         self.frame(Kind::RoundEnd, round, 0, &RoundEnd { zero_pages, raw_pages }.encode());
     }
@@ -91,21 +100,21 @@ fn attach(address: &mig::Address, secret: [u8; 16], channel: u16) -> Peer {
     peer
 }
 
-fn hello() -> Message {
+fn hello(optional: Capabilities) -> Message {
     Message::Hello(Hello {
         version_min: 1,
         version_max: 1,
         required: 0,
-        optional: 0,
+        optional: optional.bits(),
         channels: 2,
         session: SESSION,
     })
 }
 
 impl Source {
-    fn new(address: &mig::Address) -> Self {
+    fn new(address: &mig::Address, optional: Capabilities) -> Self {
         let mut control = Peer::connect(address);
-        control.say(&hello());
+        control.say(&hello(optional));
         let Some(Message::Welcome(welcome)) = control.hear() else { panic!("no welcome") };
         assert_eq!(welcome.channels, 2);
         control.say(&Message::Describe(Box::new(Description {
@@ -155,12 +164,16 @@ impl Source {
 
 /// Runs a receiver against `speak`.
 fn received(speak: impl FnOnce(&mut Source)) -> Received<Model> {
+    received_with(Capabilities::PAGE_ENCODINGS, speak)
+}
+
+fn received_with(optional: Capabilities, speak: impl FnOnce(&mut Source)) -> Received<Model> {
     let listener = Listener::bind(&mig::Address::tcp("127.0.0.1", 0)).unwrap();
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| {
             receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &Control::new(), &())
         });
-        let mut source = Source::new(listener.address());
+        let mut source = Source::new(listener.address(), optional);
         speak(&mut source);
         drop(source);
         receiving.join().unwrap()
@@ -168,7 +181,11 @@ fn received(speak: impl FnOnce(&mut Source)) -> Received<Model> {
 }
 
 fn refused(speak: impl FnOnce(&mut Source)) -> Fault {
-    let outcome = received(|source| {
+    refused_with(Capabilities::PAGE_ENCODINGS, speak)
+}
+
+fn refused_with(optional: Capabilities, speak: impl FnOnce(&mut Source)) -> Fault {
+    let outcome = received_with(optional, |source| {
         speak(source);
         assert!(matches!(source.control.hear(), Some(Message::Abort(_))), "it promises not to run the guest");
     });
@@ -262,6 +279,127 @@ fn a_page_beyond_the_guests_memory_is_refused() {
     assert!(fault.cause.contains("page index"), "{fault}");
 }
 
+/// Pages that are all `value`, compressed.
+fn compressed(first_page: u64, count: u32, value: u8) -> (Run, Vec<u8>) {
+    let content = vec![value; count as usize * 4096];
+    let payload = [zstd::bulk::compress(&content, 1).unwrap(), pages::checksum(&content).to_vec()].concat();
+    let encoding = Encoding::Zstd { bytes: payload.len() as u32 };
+    (Run { first_page, count, encoding }, payload)
+}
+
+/// What changed of a page that was all `old`, and is so but for its byte `at`.
+fn changed(first_page: u64, old: u8, at: u8, new: u8) -> (Run, Vec<u8>) {
+    let mut content = [old; 4096];
+    content[usize::from(at)] = new;
+    let payload = [&[at, 1, new][..], &pages::checksum(&content)].concat();
+    (Run { first_page, count: 1, encoding: Encoding::Delta { bytes: payload.len() as u32 } }, payload)
+}
+
+#[test]
+fn raw_and_encoded_pages_of_one_frame_come_to_their_places() {
+    let outcome = received(|source| {
+        let raw = |first_page| Run { first_page, count: 1, encoding: Encoding::Raw };
+        let zeros = Run { first_page: 50, count: 9, encoding: Encoding::Zero };
+        let (three, packed) = compressed(3, 32, 3);
+        let (other, packed_too) = compressed(100, 1, 4);
+        let payload = [&[1; 4096][..], &packed, &[2; 4096], &packed_too].concat();
+        source.channels[0].runs(0, &[raw(0), three, zeros, raw(40), other], &payload);
+        source.end_round(0, [(9, 35), (0, 0)]);
+        assert_eq!(source.control.hear(), Some(Message::RoundAck { round: 0 }));
+        let ((run, delta), (again, more)) = (changed(40, 2, 0, 9), changed(34, 3, 7, 9));
+        let zero = Run { first_page: 3, count: 1, encoding: Encoding::Zero };
+        let payload = [&delta[..], &[5; 4096], &more].concat();
+        source.channels[0].runs(1, &[run, raw(41), again, zero], &payload);
+        source.end_round(1, [(1, 3), (0, 0)]);
+        source.state(1);
+        assert_eq!(source.control.hear(), Some(Message::RoundAck { round: 1 }));
+        assert!(matches!(source.control.hear(), Some(Message::Ready { .. })));
+        source.control.say(&Message::Commit);
+        assert!(matches!(source.control.hear(), Some(Message::Running { .. })));
+        assert!(matches!(source.control.hear(), Some(Message::Gap(_))));
+    });
+    let Received::Running { vm, report } = outcome else { panic!("not running") };
+    let pages = [0, 2, 3, 4, 34, 35, 40, 41, 42, 100, 101];
+    assert_eq!(pages.map(|page| vm.first_byte(page)), [1, 0, 0, 3, 3, 0, 9, 5, 0, 4, 0]);
+    let PageCounts { zero, raw, zstd, delta } = report.pages;
+    assert_eq!((zero, raw, zstd, delta), (10, 3, 33, 2));
+}
+
+/// More payloads than are read at a time.
+#[test]
+fn a_frame_full_of_encoded_pages_comes_to_its_places() {
+    let outcome = received(|source| {
+        // half of each piece does not shrink
+        let content: Vec<u8> = (0..500 * 4096u64)
+            .map(|at| (at.wrapping_mul(at).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51) as u8 | 1)
+            .collect();
+        let pieces = content.chunks(32 * 4096).zip((0..).step_by(32)).map(|(content, first_page)| {
+            let mut half = content.to_vec();
+            half[..content.len() / 2].fill(first_page as u8 + 1);
+            let payload = [zstd::bulk::compress(&half, 1).unwrap(), pages::checksum(&half).to_vec()].concat();
+            let encoding = Encoding::Zstd { bytes: payload.len() as u32 };
+            (Run { first_page, count: (content.len() / 4096) as u32, encoding }, payload)
+        });
+        let (runs, payloads): (Vec<Run>, Vec<Vec<u8>>) = pieces.unzip();
+        assert!(payloads.iter().map(Vec::len).sum::<usize>() > 512 << 10);
+        source.channels[0].runs(0, &runs, &payloads.concat());
+        source.end_round(0, [(0, 500), (0, 0)]);
+        source.state(0);
+        assert_eq!(source.control.hear(), Some(Message::RoundAck { round: 0 }));
+        assert!(matches!(source.control.hear(), Some(Message::Ready { .. })));
+        source.control.say(&Message::Commit);
+        assert!(matches!(source.control.hear(), Some(Message::Running { .. })));
+        assert!(matches!(source.control.hear(), Some(Message::Gap(_))));
+    });
+    let Received::Running { vm, .. } = outcome else { panic!("not running") };
+    assert_eq!([0, 32, 480].map(|page| vm.first_byte(page)), [1, 33, 225]);
+}
+
+#[test]
+fn an_encoded_payload_that_is_none_is_refused_by_what_is_wrong_with_it() {
+    let words = |run: Run, payload: &[u8]| {
+        let fault = refused(|source| {
+            source.channels[0].page(0, 3, 7);
+            source.channels[0].runs(0, &[run], payload);
+        });
+        fault.cause
+    };
+    let (run, payload) = compressed(3, 2, 1);
+    let fewer = Run { count: 1, ..run };
+    let mut damaged = payload.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let longer = Run { encoding: Encoding::Zstd { bytes: payload.len() as u32 + 1 }, ..run };
+    let mut trailing = payload.clone();
+    trailing.insert(payload.len() - 4, 0);
+    for (run, payload, cause) in [
+        (Run { count: 3, ..run }, &payload, "compressed pages ends early"),
+        (fewer, &payload, "compressed pages: "),
+        (run, &damaged, "decoded pages has checksum"),
+        (longer, &trailing, "followed by 1 unread"),
+    ] {
+        assert!(words(run, payload).contains(cause), "{cause}: {}", words(run, payload));
+    }
+    let (run, payload) = changed(3, 6, 9, 1);
+    assert!(words(run, &payload).contains("decoded pages has checksum"), "made for another page");
+    let (run, payload) = changed(4, 0, 9, 1);
+    assert!(words(run, &payload).contains("never sent"), "{}", words(run, &payload));
+}
+
+#[test]
+fn encodings_that_were_not_agreed_on_are_refused() {
+    for (optional, (run, payload)) in [
+        (Capabilities::empty(), compressed(3, 1, 1)),
+        (Capabilities::DELTA, compressed(3, 1, 1)),
+        (Capabilities::ZSTD, changed(3, 7, 9, 1)),
+    ] {
+        let fault = refused_with(optional, |source| {
+            source.channels[0].page(0, 3, 7);
+            source.channels[0].runs(0, &[run], &payload);
+        });
+        assert!(fault.cause.contains("not agreed on"), "{fault}");
+    }
+}
+
 #[test]
 fn a_round_that_ends_with_fewer_pages_than_were_said_to_be_sent_is_refused() {
     let fault = refused(|source| {
@@ -323,7 +461,7 @@ fn a_source_that_lives_but_never_goes_on_is_given_up_with_a_promise() {
             receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &Control::new(), &())
         });
         let mut control = Peer::connect(listener.address());
-        control.say(&hello());
+        control.say(&hello(Capabilities::empty()));
         assert!(matches!(control.hear(), Some(Message::Welcome(_))));
         // it is alive, so silence is not what ends it
         keep_alive(scope, &control);

@@ -77,6 +77,7 @@ pub fn conversations() -> Vec<Seed> {
         ("destination times its start, and chooses how many channels", SCRIPT, {
             to_destination(Capabilities::STARTED | Capabilities::SUITED_CHANNELS, &[])
         }),
+        ("destination takes encoded pages", SCRIPT, encoded_to_destination()),
         ("source is promised that the guest never ran", SCRIPT, to_source(verify, &[&ready, &abort])),
         ("source asks and gets its guest back", SCRIPT, {
             to_source(verify, &[&ready, &nonsense, &unknown, &never])
@@ -136,7 +137,7 @@ fn without_last(mut frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 fn opening(capabilities: Capabilities) -> Vec<Vec<u8>> {
-    let wishes = Capabilities::STARTED | Capabilities::SUITED_CHANNELS;
+    let wishes = Capabilities::STARTED | Capabilities::SUITED_CHANNELS | Capabilities::PAGE_ENCODINGS;
     let (required, optional) = ((capabilities - wishes).bits(), (capabilities & wishes).bits());
     let hello = Hello { version_min: 1, version_max: 1, required, optional, channels: 2, session: SESSION };
     let mut description = description();
@@ -175,6 +176,28 @@ fn to_destination(capabilities: Capabilities, state: &[Section]) -> Vec<Vec<u8>>
         frames.push(message(&Message::Digests { first_chunk: 2, digests: vec![3] }));
     }
     frames.push(message(&Message::Ping(1)));
+    frames.push(message(&Message::Commit));
+    frames
+}
+
+/// The same guest, with pages in every encoding there is.
+fn encoded_to_destination() -> Vec<Vec<u8>> {
+    let mut frames = opening(Capabilities::PAGE_ENCODINGS);
+    frames.extend(round(0));
+    let runs = [
+        Run { first_page: 3, count: 32, encoding: Encoding::Zstd { bytes: 300 } },
+        Run { first_page: 899, count: 1, encoding: Encoding::Raw },
+        Run { first_page: 900, count: 1, encoding: Encoding::Delta { bytes: 40 } },
+        Run { first_page: 1024, count: 1, encoding: Encoding::Zstd { bytes: 4095 } },
+    ];
+    let mut body = Vec::new();
+    pages::encode_table(&runs, &mut body);
+    body.resize(body.len() + runs.iter().map(Run::payload_bytes).sum::<usize>(), 7);
+    frames.push(page_frame(Kind::Pages, runs.len(), 1, &body));
+    for raw_pages in [35, 0] {
+        frames.push(page_frame(Kind::RoundEnd, 0, 1, &RoundEnd { zero_pages: 0, raw_pages }.encode()));
+    }
+    frames.push(message(&Message::State { round: 1, sections: Vec::new() }));
     frames.push(message(&Message::Commit));
     frames
 }

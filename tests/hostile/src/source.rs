@@ -11,6 +11,7 @@ use mig_core::switchover::{Claim, Word};
 use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::frame::{ChunkDigests, Fate};
+use mig_wire::hello::Capabilities;
 
 use crate::input::{Frame, Input, Luck, Turn, Wish};
 use crate::{bounds, heap, seeds, stream};
@@ -102,6 +103,7 @@ impl Host {
                 policy: Policy { max_rounds: 5, ..Policy::default() },
                 channels: 2,
                 suited_channels: false,
+                page_encodings: Capabilities::PAGE_ENCODINGS,
                 verify: true,
                 session: seeds::SESSION,
                 arbiter: arbitrated.then_some(seeds::ARBITER),
@@ -313,7 +315,10 @@ fn complete(pending: Pending, luck: Luck) -> Event {
         _ if luck == Luck::Bad => failed(Step::Save),
         Pending::Attach => Event::Attached,
         Pending::StartTracking => Event::Tracking,
-        Pending::Send => Event::RoundSent { pages: PageCounts { zero: 100, raw: 1000 }, bytes: 4_100_000 },
+        Pending::Send => Event::RoundSent {
+            pages: PageCounts { zero: 100, raw: 1000, ..PageCounts::default() },
+            bytes: 4_100_000,
+        },
         Pending::Sync => Event::Synced { dirty_pages: if many { 4000 } else { 10 } },
         Pending::Pause => Event::Paused,
         Pending::Save => Event::Saved,

@@ -178,6 +178,7 @@ fn seeds_are_read_whole_and_go_as_their_names_say() {
             | "destination takes a guest and compares digests"
             | "destination takes a guest by its arbiter"
             | "destination times its start, and chooses how many channels"
+            | "destination takes encoded pages"
             | "destination is asked" => assert!(destination.running, "{}: {destination:?}", seed.name),
             "destination restores a machine" => {
                 assert_eq!((destination.sections, destination.bad_sections), (7, 0));

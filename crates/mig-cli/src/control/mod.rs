@@ -11,6 +11,7 @@ pub use server::{Commands, Server, Socket};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use mig::encoding::UnknownCompress;
 use mig::policy::Policy;
 use mig::{Address, SourceOptions};
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,9 @@ pub struct Migrate {
     /// Page channels; as many as suit both hosts where it is left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<u16>,
+    /// Whether pages are encoded, as `--compress` has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compress: Option<String>,
     /// Compare digests of all memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
@@ -219,8 +223,14 @@ impl Migrate {
         if let Some(channels) = self.channels.filter(|channels| !(1..=64).contains(channels)) {
             return Err(wrong(format!("channels is {channels}"), "give 1 to 64, or leave it out"));
         }
+        let compress = match &self.compress {
+            None => defaults.compress,
+            Some(text) => text.parse().map_err(|e: UnknownCompress| {
+                wrong(format!("compress: {e}"), "give one of them, or leave it out")
+            })?,
+        };
         let verify = self.verify.unwrap_or(defaults.verify);
-        let engine = SourceOptions { policy, channels: self.channels, verify, ..defaults };
+        let engine = SourceOptions { policy, channels: self.channels, compress, verify, ..defaults };
         let guest_time = self.guest_time.map(Into::into).unwrap_or_default();
         Ok((to, Settings { engine, guest_time }))
     }
@@ -286,7 +296,7 @@ mod tests {
     fn requests_are_read_as_they_are_documented() {
         assert_eq!(Request::parse(br#"{"cmd": "status"}"#).unwrap(), Request::Status);
         let migrate = Request::parse(
-            br#"{"cmd":"migrate","to":"tcp:h:1","downtime_ms":10,"max_rounds":3,"channels":4,"verify":true,"guest_time":"stop"}"#,
+            br#"{"cmd":"migrate","to":"tcp:h:1","downtime_ms":10,"max_rounds":3,"channels":4,"compress":"zstd:3","verify":true,"guest_time":"stop"}"#,
         )
         .unwrap();
         let Request::Migrate(migrate) = migrate else { panic!("{migrate:?}") };
@@ -295,6 +305,7 @@ mod tests {
         assert_eq!(options.policy.downtime_limit, Duration::from_millis(10));
         assert_eq!((options.policy.max_rounds, options.channels, options.verify), (3, Some(4), true));
         assert_eq!(guest_time, mig_vmm::GuestTime::Stop);
+        assert_eq!(options.compress.to_string(), "zstd:3");
         assert!(!migrate.progress, "events are sent only to who asked for them");
         let resolve = Request::parse(br#"{"cmd":"resolve","word":"discard"}"#).unwrap();
         assert_eq!(resolve, Request::Resolve { word: Word::Discard });
@@ -341,6 +352,7 @@ mod tests {
         assert!(migrate(|m| m.max_rounds = Some(0)).contains("max_rounds"));
         assert!(migrate(|m| m.channels = Some(65)).contains("channels"));
         assert!(migrate(|m| m.channels = Some(0)).contains("channels"));
+        assert!(migrate(|m| m.compress = Some("zstd:99".into())).contains("compress"));
     }
 
     #[test]

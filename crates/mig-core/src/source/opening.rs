@@ -38,7 +38,7 @@ impl Source {
     fn optional(&self) -> Capabilities {
         let mut optional = Capabilities::STARTED;
         optional.set(Capabilities::SUITED_CHANNELS, self.config.suited_channels);
-        optional
+        optional | self.config.page_encodings & Capabilities::PAGE_ENCODINGS
     }
 
     pub(super) fn welcomed(&mut self, now: Duration, welcome: Welcome) -> Vec<Action> {
@@ -52,7 +52,9 @@ impl Source {
         }
         self.stage = Stage::Describing;
         self.ledger.channels = welcome.channels;
-        self.ledger.start_is_told = welcome.capabilities & Capabilities::STARTED.bits() != 0;
+        let agreed = Capabilities::from_bits_truncate(welcome.capabilities);
+        self.ledger.start_is_told = agreed.contains(Capabilities::STARTED);
+        self.ledger.page_encodings = agreed & Capabilities::PAGE_ENCODINGS;
         self.ledger.secret = welcome.secret;
         let mut description = self.config.description.clone();
         description.platform.extend(self.config.arbiter.map(|arbiter| Section {

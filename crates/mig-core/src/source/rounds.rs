@@ -5,6 +5,7 @@ use std::time::Duration;
 use mig_wire::fault::{Blame, Fault, Side, Step};
 
 use super::{Action, Copying, LastRound, Measuring, Source, Stage, Switching};
+use crate::domain::PAGE_BYTES;
 use crate::policy::{self, Decision, RoundContext, StopReason};
 use crate::progress::{PageCounts, Progress, RoundReport};
 
@@ -53,7 +54,7 @@ impl Source {
         };
         let (Some((pages, bytes)), Some(arrived)) = (*sent, *acknowledged) else { return Vec::new() };
         let elapsed = arrived.saturating_sub(*started);
-        self.estimate.round(pages.total(), bytes, elapsed);
+        self.estimate.round(pages.total(), bytes_as_raw(pages, bytes), elapsed);
         self.stage = Stage::Measuring(Measuring {
             round: *round,
             started: *started,
@@ -159,5 +160,14 @@ impl Source {
         );
         Fault::new(Side::Source, Step::Round(context.round), Blame::Configuration, cause)
             .remedy("allow a longer downtime, a faster link, or stop-and-copy on stall")
+    }
+}
+
+/// What the round would have sent, had no page been encoded. The estimate divides pages by a bandwidth: those of the
+/// next round are encoded about as well as those of the last.
+fn bytes_as_raw(pages: PageCounts, bytes: u64) -> u64 {
+    match pages.encoded() {
+        0 => bytes,
+        _ => bytes.max(pages.with_bytes().saturating_mul(PAGE_BYTES)),
     }
 }

@@ -309,7 +309,7 @@ fn unknown_optional_capabilities_are_left_out_of_the_welcome() {
     let mut run = Run::new();
     let actions = run.hear(Message::Hello(Hello { required: 0, optional: !0, ..hello() }));
     let Some(Action::Send(Message::Welcome(welcome))) = actions.first() else { panic!("{actions:?}") };
-    assert_eq!(welcome.capabilities, 0b1101, "all that it knows but an arbiter");
+    assert_eq!(welcome.capabilities, 0b11_1101, "all that it knows but an arbiter");
 }
 
 #[test]

@@ -7,13 +7,13 @@ mod way;
 use std::time::Duration;
 
 use mig_core::policy::{Decision, OnStall, Policy, StopReason};
-use mig_core::progress::{OutcomeKind, Progress, Verification};
+use mig_core::progress::{OutcomeKind, PageCounts, Progress, Verification};
 use mig_core::source::{Action, Event, Source, SourceConfig};
 use mig_core::{Blame, Step};
 use mig_wire::Message;
 use mig_wire::describe::Refusal;
 use mig_wire::frame::{ChunkDigests, DestinationCosts};
-use mig_wire::hello::Welcome;
+use mig_wire::hello::{Capabilities, Welcome};
 
 use way::*;
 
@@ -81,6 +81,48 @@ fn a_source_that_leaves_channels_to_both_sides_says_so_and_takes_fewer() {
         let (_, actions) = source.clone().handle(Duration::ZERO, Event::Message(fewer));
         assert_eq!(names(&actions), ["send describe"], "capabilities {capabilities}");
     }
+}
+
+#[test]
+fn pages_are_encoded_only_in_ways_that_both_sides_know_and_this_one_wants() {
+    let (zstd, both) = (Capabilities::ZSTD, Capabilities::PAGE_ENCODINGS);
+    for (wanted, known, used) in [
+        (both, both, both),
+        (both, zstd, zstd),
+        (both, Capabilities::empty(), Capabilities::empty()),
+        (zstd, zstd, zstd),
+    ] {
+        let source = Source::new(SourceConfig { page_encodings: wanted | Capabilities::VERIFY, ..config() });
+        let (source, actions) = source.handle(Duration::ZERO, Event::Connected);
+        let [Action::Send(Message::Hello(hello))] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(hello.optional, (Capabilities::STARTED | wanted).bits());
+        let granted = Message::Welcome(Welcome { capabilities: 1 | known.bits(), ..welcome() });
+        let (source, actions) = source.handle(Duration::ZERO, Event::Message(granted));
+        assert_eq!(names(&actions), ["send describe"]);
+        assert_eq!(source.page_encodings(), used);
+    }
+    let source = Source::new(SourceConfig { page_encodings: zstd, ..config() });
+    let (source, _) = source.handle(Duration::ZERO, Event::Connected);
+    let too_much = Message::Welcome(Welcome { capabilities: 1 | both.bits(), ..welcome() });
+    let (source, _) = source.handle(Duration::ZERO, Event::Message(too_much));
+    assert!(source.has_ended(), "it did not offer a delta");
+}
+
+#[test]
+fn a_round_of_encoded_pages_teaches_what_pages_take_not_what_their_bytes_do() {
+    let predicted = |pages: PageCounts, bytes| {
+        let policy = Policy { downtime_limit: Duration::ZERO, ..Policy::default() };
+        let mut run = Run::up_to(Measuring, SourceConfig { policy, ..config() });
+        run.tell(Event::Synced { dirty_pages: 3000 });
+        run.tell(Event::RoundSent { pages, bytes });
+        run.hear(Message::RoundAck { round: 1 });
+        let actions = run.tell(Event::Synced { dirty_pages: 1000 });
+        let Some(Action::Tell(Progress::Round(round))) = actions.first() else { panic!("{actions:?}") };
+        (round.predicted_downtime, round.sent_bytes)
+    };
+    let raw = predicted(PageCounts { raw: 3000, ..PageCounts::default() }, 3000 * 4096);
+    let delta = predicted(PageCounts { delta: 3000, ..PageCounts::default() }, 3000 * 40);
+    assert_eq!((raw.0, delta.1), (delta.0, 3000 * 40), "the same time, for as many pages");
 }
 
 #[test]

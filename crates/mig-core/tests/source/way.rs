@@ -9,7 +9,7 @@ use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::describe::{Description, Refusal, Region};
 use mig_wire::frame::{DestinationCosts, Fate};
-use mig_wire::hello::{Attach, Hello, Query, Welcome};
+use mig_wire::hello::{Attach, Capabilities, Hello, Query, Welcome};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
@@ -18,6 +18,7 @@ pub(crate) fn config() -> SourceConfig {
         policy: Policy::default(),
         channels: 2,
         suited_channels: false,
+        page_encodings: Capabilities::empty(),
         verify: true,
         session: [7; 16],
         arbiter: None,
@@ -50,7 +51,7 @@ pub(crate) fn fault(blame: Blame, step: Step) -> Fault {
 }
 
 pub(crate) fn sent(raw: u64) -> Event {
-    Event::RoundSent { pages: PageCounts { zero: 0, raw }, bytes: raw * 4096 }
+    Event::RoundSent { pages: PageCounts { raw, ..PageCounts::default() }, bytes: raw * 4096 }
 }
 
 pub(crate) const READY: Message = Message::Ready { verify: Duration::ZERO, load: Duration::ZERO };

@@ -19,6 +19,7 @@ use mig_core::{Blame, Fault, Side, Step};
 use mig_wire::Message;
 use mig_wire::describe::{Description, Refusal, Region};
 use mig_wire::frame::{DestinationCosts, Fate};
+use mig_wire::hello::Capabilities;
 
 /// One page channel: reordering against the control channel needs no second.
 const CHANNELS: u16 = 1;
@@ -373,6 +374,7 @@ fn config(verify: bool, arbiter: Option<ArbiterId>) -> SourceConfig {
         policy: Policy { max_rounds: 2, downtime_limit: Duration::ZERO, ..Policy::default() },
         channels: CHANNELS,
         suited_channels: false,
+        page_encodings: Capabilities::empty(),
         verify,
         session: [7; 16],
         arbiter,

@@ -14,7 +14,7 @@ use mig_core::{Bitmap, Side};
 use mig_wire::Message;
 use mig_wire::describe::Description;
 use mig_wire::frame::Fate;
-use mig_wire::hello::SessionId;
+use mig_wire::hello::{Capabilities, SessionId};
 use mig_wire::section::Section;
 
 use crate::arbiter;
@@ -83,6 +83,7 @@ impl SourceSide {
             policy: scenario.policy.clone(),
             channels: scenario.channels_asked,
             suited_channels: false,
+            page_encodings: Capabilities::empty(),
             verify: scenario.verify,
             session,
             arbiter: scenario.arbitrated.then_some(arbiter::IDENTITY),

@@ -56,7 +56,7 @@ impl World {
         let pages = self.read_chunk(chunk, &words);
         let zero = pages.iter().filter(|(_, page)| page.is_zero()).count() as u64;
         let raw = pages.len() as u64 - zero;
-        self.source.pages += PageCounts { zero, raw };
+        self.source.pages += PageCounts { zero, raw, ..PageCounts::default() };
         self.send(link, Cargo::Pages(pages));
         // a page is on the wire when the next chunk is turned to, where the link is an even one
         let delay = 2 * self.scenario.costs.read + raw * self.scenario.speed.nanos_per_page + 1;

@@ -14,7 +14,7 @@ use mig_core::progress::{PageCounts, Progress};
 use mig_core::{Blame, Claim, Fault, Side, Step};
 use mig_wire::describe::Refusal;
 use mig_wire::frame::{ChunkDigests, DestinationCosts, MAX_MISMATCHES};
-use mig_wire::hello::{Attach, Hello, MAX_CHANNELS, Query, session_tag};
+use mig_wire::hello::{Attach, Capabilities, Hello, MAX_CHANNELS, Query, session_tag};
 use mig_wire::{Description, Message};
 
 use super::fates::{Known, same};
@@ -393,10 +393,10 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
         }
         let (pages, filled, note) = (guest.pages.clone(), guest.filled.clone(), self.note.clone());
         let (channel, channels) = (usize::from(attach.channel), self.attached.len());
+        let encodings = self.machine.as_ref().map_or(Capabilities::empty(), Destination::page_encodings);
         self.scope.spawn(move || {
-            let worker =
-                Worker { stream: &stream, pages: &pages, filled: &filled, session: tag, channel, channels };
-            worker.run(&note);
+            let (stream, pages, filled) = (&stream, &*pages, &*filled);
+            Worker { stream, pages, filled, session: tag, channel, channels, encodings }.run(&note);
         });
         self.attached[channel] = true;
         if self.attached.iter().all(|taken| *taken) {

@@ -4,6 +4,7 @@ mod driver;
 mod fates;
 mod filled;
 mod listen;
+mod placing;
 mod worker;
 
 use std::sync::Arc;

@@ -6,10 +6,14 @@ use mig_core::progress::PageCounts;
 use mig_core::{Fault, Side, Step};
 use mig_wire::WireError;
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
+use mig_wire::hello::Capabilities;
 use mig_wire::pages::{self, Encoding, RoundEnd, Run};
 
 use super::driver::Note;
 use super::filled::Filled;
+use super::placing::Placing;
+use crate::encoding;
+use crate::encoding::decoder::pages_of;
 use crate::link::{ReadError, read_header};
 use crate::memory::Pages;
 use crate::source::channel_of;
@@ -26,6 +30,8 @@ pub(super) struct Worker<'a> {
     pub(super) session: u64,
     pub(super) channel: usize,
     pub(super) channels: usize,
+    /// Those that were agreed on.
+    pub(super) encodings: Capabilities,
 }
 
 impl Worker<'_> {
@@ -97,7 +103,7 @@ impl Worker<'_> {
                 let mut body = vec![0; header.body_bytes()];
                 self.stream.read_exact(&mut body).map_err(ReadError::from)?;
                 let end = RoundEnd::decode(&body).map_err(ReadError::Wire)?;
-                if (end.zero_pages, end.raw_pages) != (counts.zero, counts.raw) {
+                if (end.zero_pages, end.raw_pages) != (counts.zero, counts.with_bytes()) {
                     return Err(ReadError::Order("the round's pages are not those that were sent"));
                 }
                 Ok(true)
@@ -115,12 +121,12 @@ impl Worker<'_> {
         for run in &buffers.runs {
             self.check(run)?;
         }
-        let raw = buffers.runs.iter().filter(|r| r.encoding == Encoding::Raw).map(pages_of);
-        for run in raw.clone() {
-            self.make_room(run)?;
+        for run in buffers.runs.iter().filter(|r| r.encoding != Encoding::Zero) {
+            self.make_room(pages_of(run))?;
         }
-        self.stream.read_pages(self.pages, raw, &mut buffers.vectors).map_err(ReadError::from)?;
-        Ok(self.note_placed(&buffers.runs))
+        buffers.placing.place(self.stream, self.pages, &buffers.runs)?;
+        self.note_placed(&buffers.runs);
+        Ok(encoding::counts(&buffers.runs))
     }
 
     /// Has the host find memory for pages that come for the first time, before the socket is read: faulted in
@@ -148,37 +154,36 @@ impl Worker<'_> {
         if first / chunk != last / chunk || channel_of(first, self.channels) != self.channel {
             return Err(ReadError::Order("pages of another channel"));
         }
+        let needed = match run.encoding {
+            Encoding::Zero | Encoding::Raw => Capabilities::empty(),
+            Encoding::Zstd { .. } => Capabilities::ZSTD,
+            Encoding::Delta { .. } => Capabilities::DELTA,
+        };
+        if !self.encodings.contains(needed) {
+            return Err(ReadError::Order("pages in an encoding that was not agreed on"));
+        }
+        if needed == Capabilities::DELTA && !self.filled.contains(first) {
+            return Err(ReadError::Order("what changed of a page that was never sent"));
+        }
         Ok(())
     }
 
-    fn note_placed(&self, runs: &[Run]) -> PageCounts {
-        let mut counts = PageCounts::default();
+    fn note_placed(&self, runs: &[Run]) {
         for run in runs {
             let pages = pages_of(run);
             match run.encoding {
-                Encoding::Raw => {
-                    counts.raw += pages.count;
-                    self.filled.fill(pages);
-                }
-                Encoding::Zero => {
-                    counts.zero += pages.count;
-                    self.filled.unfill(pages, |page| self.pages.clear(page));
-                }
+                Encoding::Zero => self.filled.unfill(pages, |page| self.pages.clear(page)),
+                Encoding::Raw | Encoding::Zstd { .. } | Encoding::Delta { .. } => self.filled.fill(pages),
             }
         }
-        counts
     }
-}
-
-fn pages_of(run: &Run) -> PageRun {
-    PageRun { first: run.first_page, count: u64::from(run.count) }
 }
 
 #[derive(Default)]
 struct Buffers {
     table: Vec<u8>,
     runs: Vec<Run>,
-    vectors: Vec<libc::iovec>,
+    placing: Placing,
 }
 
 /// A fault of this side's own making.

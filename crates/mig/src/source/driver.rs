@@ -23,9 +23,10 @@ use mig_wire::{Message, Section};
 use self::sending::{LastRound, Sending};
 use super::worker::{Job, Worker};
 use super::{SourceOptions, dial, local};
-use crate::arbiter::{self, Arbiter};
+use crate::arbiter;
 use crate::control::{Control, Order};
 use crate::digest;
+use crate::encoding::encoder::Settings;
 use crate::guest::SourceVm;
 use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE};
 use crate::memory::Pages;
@@ -78,10 +79,9 @@ pub(super) fn run<V: SourceVm>(
             let streams = Streams::default();
             let link = Link::new(stream, tag, 0);
             let machine = Source::new(config);
-            let arbiter = options.arbiter.as_ref();
             std::thread::scope(|scope| {
                 let mut driver = Driver::new(
-                    scope, vm, to, arbiter, pages, &link, &streams, machine, control, observer, began,
+                    scope, vm, to, options, pages, &link, &streams, machine, control, observer, began,
                 );
                 driver.drive()
             })
@@ -122,6 +122,7 @@ fn prepare<V: SourceVm>(
         policy: options.policy.clone(),
         channels,
         suited_channels: options.channels.is_none(),
+        page_encodings: options.compress.encodings(),
         verify: options.verify,
         session,
         arbiter: options.arbiter.as_ref().map(|arbiter| arbiter.identity()),
@@ -138,7 +139,7 @@ struct Driver<'s, 'e, V> {
     scope: &'s Scope<'s, 'e>,
     vm: &'s mut V,
     to: &'s Address,
-    arbiter: Option<&'s Arc<dyn Arbiter>>,
+    options: &'s SourceOptions,
     observer: &'s dyn Observer,
     orders: Receiver<Order>,
     _hook: crate::control::HookGuard,
@@ -171,7 +172,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         scope: &'s Scope<'s, 'e>,
         vm: &'s mut V,
         to: &'s Address,
-        arbiter: Option<&'s Arc<dyn Arbiter>>,
+        options: &'s SourceOptions,
         pages: Arc<Pages>,
         link: &'e Link,
         streams: &'e Streams,
@@ -196,7 +197,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             scope,
             vm,
             to,
-            arbiter,
+            options,
             observer,
             orders,
             _hook: hook,
@@ -427,15 +428,23 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 Ok(closer) => self.streams.add(closer),
                 Err(error) => return self.feed(Event::Failed(local(Step::Attach, error))),
             }
-            self.spawn_worker(stream, tag);
+            self.spawn_worker(stream, tag, count);
         }
         self.feed(Event::Attached);
     }
 
-    fn spawn_worker(&mut self, stream: Stream, tag: u64) {
+    fn spawn_worker(&mut self, stream: Stream, tag: u64, channels: usize) {
         let (sender, jobs) = channel::bounded(JOBS_PER_CHANNEL);
+        let cache_bytes = self.options.cache_bytes(self.pages.domain().bytes());
+        let settings = Settings {
+            compress: self.options.compress.within(self.machine().page_encodings()),
+            channels,
+            cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX) / channels,
+        };
         let (pages, spent, note) = (self.pages.clone(), self.spent.0.clone(), self.note.clone());
-        self.scope.spawn(move || Worker::new(&stream, &pages, tag).run(&jobs, &spent, &note));
+        self.scope.spawn(move || {
+            Worker::new(&stream, &pages, tag, &settings).run(&jobs, &spent, &note);
+        });
         self.jobs.push(sender);
     }
 

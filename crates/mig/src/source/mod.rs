@@ -13,6 +13,7 @@ use mig_core::{Blame, Fault, Side, Step};
 
 use crate::arbiter::Arbiter;
 use crate::control::Control;
+use crate::encoding::Compress;
 use crate::guest::SourceVm;
 use crate::observe::Observer;
 use crate::transport::Address;
@@ -26,6 +27,11 @@ pub struct SourceOptions {
     pub policy: Policy,
     /// Page channels, 1 to [`mig_wire::hello::MAX_CHANNELS`]; `None` for as many as both hosts have cores for.
     pub channels: Option<u16>,
+    /// Whether pages are encoded, where the destination understands that.
+    pub compress: Compress,
+    /// What the source may keep of pages that it sent, over all channels, where it sends what changed of them; none for
+    /// [an eighth of guest memory](SourceOptions::cache_bytes). Only what is used takes memory.
+    pub delta_cache_bytes: Option<u64>,
     /// Compare digests of all memory before the guest is committed. Both sides read all of it in the pause.
     pub verify: bool,
     /// Who decides in doubt. The destination must use the same one, or none where this is none; it costs the
@@ -35,14 +41,26 @@ pub struct SourceOptions {
 
 impl std::fmt::Debug for SourceOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { policy, channels, verify, arbiter } = self;
+        let Self { policy, channels, compress, delta_cache_bytes, verify, arbiter } = self;
         let arbiter = arbiter.as_ref().map(|arbiter| arbiter.identity());
         f.debug_struct("SourceOptions")
             .field("policy", policy)
             .field("channels", channels)
+            .field("compress", compress)
+            .field("delta_cache_bytes", delta_cache_bytes)
             .field("verify", verify)
             .field("arbiter", &arbiter)
             .finish()
+    }
+}
+
+impl SourceOptions {
+    /// What the source of a guest of `ram_bytes` may keep of pages that it sent.
+    ///
+    /// By itself an eighth of the guest's memory, since a cache smaller than the working set helps with a part of it
+    /// only; at least 64 MiB, which every host can spare while it moves a guest away, and at most 1 GiB.
+    pub fn cache_bytes(&self, ram_bytes: u64) -> u64 {
+        self.delta_cache_bytes.unwrap_or((ram_bytes / 8).clamp(64 << 20, 1 << 30)).min(ram_bytes)
     }
 }
 

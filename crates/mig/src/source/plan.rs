@@ -6,6 +6,7 @@ use mig_core::Bitmap;
 use mig_core::bitmap::{self, PageRun};
 use mig_core::domain::{CHUNK_PAGES, Domain};
 
+use crate::encoding::encoder::Moment;
 use crate::guest::{BoxError, DirtyTracker};
 
 /// Pages that are re-armed together. Large, because each call interrupts the vCPUs; small, because the
@@ -59,6 +60,11 @@ impl Plan {
             full: Vec::new(),
             words: Vec::new(),
         }
+    }
+
+    /// When its pages are sent.
+    pub(super) fn moment(&self) -> Moment {
+        Moment { round: self.round, is_last: !self.rearm }
     }
 
     /// Pages planned so far, and in all.

@@ -5,22 +5,22 @@ use mig_core::bitmap::PageRun;
 use mig_core::progress::PageCounts;
 use mig_core::{Side, Step};
 use mig_wire::header::{HEADER_BYTES, Header, Kind};
-use mig_wire::pages::{self, Encoding, RoundEnd, Run};
+use mig_wire::pages::{self, RoundEnd, Run};
 
 use super::driver::Note;
-use crate::encoding::zero;
+use crate::encoding;
+use crate::encoding::encoder::{Encoder, Moment, Settings};
 use crate::link::ReadError;
 use crate::memory::Pages;
 use crate::transport::Stream;
-use crate::untouched::Untouched;
 
 /// What a worker is to do.
 #[derive(Debug)]
 pub(super) enum Job {
     /// Send these pages, at most [`pages::MAX_PAGES`] of them.
     Batch {
-        /// The round.
-        round: u32,
+        /// When.
+        moment: Moment,
         /// The pages.
         runs: Vec<PageRun>,
     },
@@ -39,15 +39,14 @@ pub(super) struct Worker<'a> {
     sequence: u64,
     counts: PageCounts,
     bytes: u64,
-    untouched: Untouched,
-    table: Vec<Run>,
+    encoder: Encoder,
     head: Vec<u8>,
     vectors: Vec<libc::iovec>,
 }
 
 impl<'a> Worker<'a> {
     /// A worker on a stream on which the attach message was sent.
-    pub(super) fn new(stream: &'a Stream, pages: &'a Pages, session: u64) -> Self {
+    pub(super) fn new(stream: &'a Stream, pages: &'a Pages, session: u64, settings: &Settings) -> Self {
         Self {
             stream,
             pages,
@@ -55,8 +54,7 @@ impl<'a> Worker<'a> {
             sequence: 1,
             counts: PageCounts::default(),
             bytes: 0,
-            untouched: Untouched::new(pages),
-            table: Vec::new(),
+            encoder: Encoder::new(pages, settings),
             head: Vec::new(),
             vectors: Vec::new(),
         }
@@ -66,11 +64,11 @@ impl<'a> Worker<'a> {
     pub(super) fn run(mut self, jobs: &Receiver<Job>, spent: &Sender<Vec<PageRun>>, notes: &Sender<Note>) {
         for job in jobs {
             let (round, result) = match job {
-                Job::Batch { round, runs } => {
-                    let result = self.send(round, &runs);
+                Job::Batch { moment, runs } => {
+                    let result = self.send(moment, &runs);
                     // a full channel of spent batches lets this one go
                     let _ = spent.try_send(runs);
-                    (round, result)
+                    (moment.round, result)
                 }
                 Job::EndRound { round } => (round, self.end_round(round, notes)),
             };
@@ -83,25 +81,22 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn send(&mut self, round: u32, runs: &[PageRun]) -> std::io::Result<()> {
-        self.table.clear();
-        for run in runs {
-            self.counts += zero::classify(self.pages, *run, &mut self.untouched, &mut self.table);
-        }
-        let payload: usize = self.table.iter().map(Run::payload_bytes).sum();
-        let length = pages::table_bytes(self.table.len()) + payload;
-        let header = self.header(Kind::Pages, self.table.len(), length, round);
+    fn send(&mut self, moment: Moment, runs: &[PageRun]) -> std::io::Result<()> {
+        self.encoder.encode(self.pages, moment, runs);
+        let table = self.encoder.table();
+        self.counts += encoding::counts(table);
+        let payload: usize = table.iter().map(Run::payload_bytes).sum();
+        let (items, length) = (table.len(), pages::table_bytes(table.len()) + payload);
+        let header = self.header(Kind::Pages, items, length, moment.round);
         self.head.clear();
         self.head.extend_from_slice(&header.encode());
-        pages::encode_table(&self.table, &mut self.head);
+        pages::encode_table(self.encoder.table(), &mut self.head);
         self.bytes += (HEADER_BYTES + length) as u64;
-        let raw = self.table.iter().filter(|r| r.encoding == Encoding::Raw);
-        let runs = raw.map(|r| PageRun { first: r.first_page, count: u64::from(r.count) });
-        self.stream.write_pages(&self.head, self.pages, runs, &mut self.vectors)
+        self.stream.write_pages(&self.head, self.pages, self.encoder.payload(), &mut self.vectors)
     }
 
     fn end_round(&mut self, round: u32, notes: &Sender<Note>) -> std::io::Result<()> {
-        let end = RoundEnd { zero_pages: self.counts.zero, raw_pages: self.counts.raw };
+        let end = RoundEnd { zero_pages: self.counts.zero, raw_pages: self.counts.with_bytes() };
         let body = end.encode();
         let mut frame = self.header(Kind::RoundEnd, 0, body.len(), round).encode().to_vec();
         frame.extend_from_slice(&body);

@@ -5,4 +5,4 @@ mod tcp;
 mod vectored;
 
 pub use address::{Address, AddressError};
-pub(crate) use tcp::{Ear, Stream, connect};
+pub(crate) use tcp::{Ear, Part, Place, Stream, connect};

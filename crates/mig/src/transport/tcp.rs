@@ -38,6 +38,24 @@ struct Traffic {
     read: AtomicU64,
 }
 
+/// What is written behind a head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part<'a> {
+    /// Pages, as they are in guest memory.
+    Pages(PageRun),
+    /// Bytes of this program's own.
+    Bytes(&'a [u8]),
+}
+
+/// Where something is read to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// Pages in guest memory.
+    Pages(PageRun),
+    /// So many of the bytes aside.
+    Staged(usize),
+}
+
 impl Stream {
     fn new(socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
@@ -155,35 +173,52 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes `head`, then pages straight from guest memory.
-    pub(crate) fn write_pages(
+    /// Writes `head`, then the parts: pages straight from guest memory.
+    pub(crate) fn write_pages<'a>(
         &self,
-        head: &[u8],
+        head: &'a [u8],
         pages: &Pages,
-        runs: impl Iterator<Item = PageRun>,
+        parts: impl Iterator<Item = Part<'a>>,
         vectors: &mut Vec<libc::iovec>,
     ) -> io::Result<()> {
         vectors.clear();
-        vectors.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
-        vectors.extend(runs.map(|run| pages.iovec(run)));
+        let parts = std::iter::once(Part::Bytes(head)).chain(parts);
+        vectors.extend(parts.map(|part| match part {
+            Part::Pages(run) => pages.iovec(run),
+            Part::Bytes(bytes) => {
+                libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+            }
+        }));
         #[allow(unsafe_code)]
-        // SAFETY: `head` is borrowed and `pages` keeps its mappings for the whole call.
+        // SAFETY: the bytes are borrowed (`'a`) and `pages` keeps its mappings for the whole call.
         unsafe {
             vectored::write_all(self.socket.as_fd(), vectors, &self.traffic.written)
         }
     }
 
-    /// Reads pages straight into guest memory.
+    /// Reads pages straight into guest memory, and what does not belong there into `staged`, from its start on.
+    ///
+    /// # Panics
+    /// When more is to be staged than there is room for.
     pub(crate) fn read_pages(
         &self,
         pages: &Pages,
-        runs: impl Iterator<Item = PageRun>,
+        places: impl Iterator<Item = Place>,
+        mut staged: &mut [u8],
         vectors: &mut Vec<libc::iovec>,
     ) -> io::Result<()> {
         vectors.clear();
-        vectors.extend(runs.map(|run| pages.iovec(run)));
+        vectors.extend(places.map(|place| match place {
+            Place::Pages(run) => pages.iovec(run),
+            Place::Staged(bytes) => {
+                let (part, left) = std::mem::take(&mut staged).split_at_mut(bytes);
+                staged = left;
+                libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() }
+            }
+        }));
         #[allow(unsafe_code)]
-        // SAFETY: `pages` keeps its mappings for the whole call, and no Rust reference to them exists.
+        // SAFETY: `pages` keeps its mappings for the whole call, and no Rust reference to them exists; the parts of
+        // `staged` lie apart, and it is borrowed for the whole call and not used in it.
         unsafe {
             vectored::read_exact(self.socket.as_fd(), vectors, &self.traffic.read)
         }

@@ -36,7 +36,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
 
     /// Asks the arbiter for the guest.
     pub(super) fn claim(&self) {
-        let Some(arbiter) = self.arbiter.cloned() else { return };
+        let Some(arbiter) = self.options.arbiter.clone() else { return };
         let (session, note) = (self.session, self.note.clone());
         std::thread::spawn(move || {
             let claim: Claim = arbiter::claim(&arbiter, &session, Side::Source);

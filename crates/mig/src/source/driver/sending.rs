@@ -67,11 +67,11 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         }
         let spare = || self.spent.1.try_recv().map(cleared).unwrap_or_default();
         let next = sending.plan.next(self.pages.domain(), &mut self.dirty, self.vm.tracker(), spare);
-        let round = sending.plan.round;
+        let (round, moment) = (sending.plan.round, sending.plan.moment());
         match next {
             Ok(Next::Batch(channel, runs)) => {
                 reach!(SourceMidRound);
-                sending.waiting.push_back((channel, Job::Batch { round, runs }));
+                sending.waiting.push_back((channel, Job::Batch { moment, runs }));
                 self.tell_copying();
             }
             Ok(Next::Done) => {

@@ -110,8 +110,9 @@ pub struct SendOptions {
     #[arg(long, requires = "move", value_name = "N|auto")]
     pub channels: Option<Channels>,
     /// Send fewer bytes, at the price of time on both sides: zstd compresses pages, at a level from 1 (fast) to 19;
-    /// delta sends what changed of pages that are sent again and again [default: off]
-    #[arg(long, requires = "move", value_name = "off|zstd[:LEVEL]|delta")]
+    /// delta sends what changed of pages that are sent again and again; auto does either where that is measured to be
+    /// faster than the link [default: off]
+    #[arg(long, requires = "move", value_name = "auto|off|zstd[:LEVEL]|delta")]
     pub compress: Option<mig::Compress>,
     /// Compare digests of all memory on both sides before the guest is handed over
     #[arg(long, requires = "move")]

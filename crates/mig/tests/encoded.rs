@@ -80,6 +80,18 @@ fn what_changed_of_pages_arrives_as_it_is_while_the_guest_writes_them() {
     }
 }
 
+/// Which pages are encoded depends on what it measures.
+#[test]
+fn pages_that_are_encoded_where_it_pays_arrive_as_they_are() {
+    for (channels, flaw) in [(1, Flaw::None), (2, Flaw::ReportsEveryPage)] {
+        let vm = Model::running(3000, Duration::from_micros(5), flaw);
+        let policy =
+            Policy { max_rounds: 20, no_progress_rounds: 99, traffic_factor: 99, ..Policy::default() };
+        let report = moved(vm, "auto", channels, policy);
+        assert!(report.pages.total() >= 3000);
+    }
+}
+
 #[test]
 fn without_compression_every_page_goes_raw() {
     let vm = Model::running(3000, Duration::from_micros(20), Flaw::None);

@@ -31,6 +31,7 @@ struct Entry {
 pub(crate) struct Cache {
     channels: u64,
     entries: Vec<Entry>,
+    used: bool,
     /// As many pages as entries; the host finds memory for them as they are used.
     pages: Vec<u8>,
 }
@@ -40,7 +41,12 @@ impl Cache {
     pub(crate) fn new(bytes: usize, channels: usize) -> Self {
         let slots = bytes / PAGE / WAYS * WAYS;
         let entries = vec![Entry { page: None, round: 0 }; slots];
-        Self { channels: channels as u64, entries, pages: vec![0; slots * PAGE] }
+        Self { channels: channels as u64, entries, used: false, pages: vec![0; slots * PAGE] }
+    }
+
+    /// Whether nothing was ever taken in: then there is nothing to forget.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.used
     }
 
     /// Where a page is, if it is here.
@@ -64,6 +70,7 @@ impl Cache {
         let slot = Slot(first + way);
         fill(self.renew(slot, round));
         self.entries[first + way].page = Some(page);
+        self.used = true;
         Some(slot)
     }
 
@@ -187,6 +194,7 @@ mod tests {
         }
         assert!(!put(&mut cache, 9, 1, 9));
         assert!(put(&mut cache, 9, 2, 9));
+        assert!(!cache.is_empty() && Cache::new(WAYS * PAGE, 1).is_empty());
     }
 
     #[test]

@@ -4,19 +4,24 @@
 //! - what is encoded was copied before, to memory of the encoder's own, since the guest writes meanwhile. Raw pages go
 //!   straight from guest memory, unless the cache is to hold them: a torn one is sent again;
 //! - what the cache holds of a page is what was sent of it last. A page that goes into it is sent from it, and one that
-//!   is sent otherwise is forgotten: [`Deltas::page`] decides that for each page but zeros, in every round but the first,
+//!   is sent otherwise is forgotten: [`Deltas::choose`] decides that for each page but zeros, in every round but the first,
 //!   in which the cache is empty.
 
 mod deltas;
+mod ladder;
 mod packing;
+mod worth;
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use mig_core::bitmap::PageRun;
+use mig_wire::hello::Capabilities;
 use mig_wire::pages::{Encoding, MAX_ZSTD_PAGES, Run};
 
-use self::deltas::{Deltas, Sent};
+use self::deltas::Deltas;
 use self::packing::Packing;
+use self::worth::Link;
 use super::cache::Slot;
 use super::decoder::pages_of;
 use super::{Compress, zero};
@@ -27,8 +32,10 @@ use crate::untouched::Untouched;
 /// How a channel's pages are to be encoded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// In which ways, all of which the destination understands.
+    /// In which ways.
     pub(crate) compress: Compress,
+    /// Those that the destination understands.
+    pub(crate) understood: Capabilities,
     /// How many channels there are.
     pub(crate) channels: usize,
     /// What this one may keep of pages that it sent.
@@ -54,10 +61,20 @@ pub(crate) struct Encoder {
     /// Where the pages of a run are sent from.
     origins: Vec<Origin>,
     batch: Batch,
+    link: Link,
+    /// When the batch was taken in.
+    since: Instant,
 }
 
-/// Where a page is sent from: guest memory, or the place at which the cache now holds it.
-type Origin = Option<Slot>;
+/// Where a page is sent from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    Guest,
+    /// The place at which the cache now holds it.
+    Cached(Slot),
+    /// A range of what was encoded: what changed of it.
+    Encoded(Range<usize>),
+}
 
 /// What becomes of a batch.
 #[derive(Default)]
@@ -85,6 +102,8 @@ impl Encoder {
             packing: Packing::new(settings),
             origins: Vec::new(),
             batch: Batch::default(),
+            link: Link::default(),
+            since: Instant::now(),
         }
     }
 
@@ -95,6 +114,8 @@ impl Encoder {
             zero::classify(pages, *run, &mut self.untouched, &mut self.found);
         }
         self.batch.clear();
+        let passed = std::mem::replace(&mut self.since, Instant::now()).elapsed();
+        self.allow_for(passed);
         let found = std::mem::take(&mut self.found);
         for run in &found {
             match run.encoding {
@@ -108,6 +129,16 @@ impl Encoder {
             }
         }
         self.found = found;
+    }
+
+    /// Time has passed, in which something may be tried.
+    fn allow_for(&mut self, passed: Duration) {
+        if let Some(deltas) = &mut self.deltas {
+            deltas.allow_for(passed);
+        }
+        if let Some(packing) = &mut self.packing {
+            packing.allow_for(passed);
+        }
     }
 
     /// The batch's table.
@@ -124,36 +155,37 @@ impl Encoder {
         })
     }
 
-    /// A run of pages that are not zeros: first what can be sent as a change, then what lies between.
+    /// So many bytes of a batch were written, which took so long.
+    pub(crate) fn written(&mut self, bytes: usize, took: Duration) {
+        self.link.written(bytes, took);
+    }
+
+    /// A run of pages that are not zeros: those that are sent as what changed, and what lies between them.
     fn content(&mut self, pages: &Pages, moment: Moment, run: PageRun) {
-        let Self { deltas, packing, origins, batch, .. } = self;
+        let Self { deltas, packing, origins, batch, link, .. } = self;
         let first_of_run = batch.table.len();
-        let (mut first, end) = (run.first, run.first + run.count);
         origins.clear();
         match deltas {
             Some(deltas) if moment.round > 0 => {
-                for page in run.first..end {
-                    match deltas.page(pages, moment, page, &mut batch.encoded) {
-                        Sent::From(origin) => origins.push(origin),
-                        Sent::Encoded(range) => {
-                            batch.stretch(
-                                pages,
-                                first,
-                                origins,
-                                Some(deltas),
-                                packing.as_mut(),
-                                first_of_run,
-                            );
-                            batch.delta(page, range);
-                            origins.clear();
-                            first = page + 1;
-                        }
-                    }
-                }
+                deltas.choose(pages, moment, run, *link, &mut batch.encoded, origins);
             }
-            _ => origins.resize(run.count as usize, None),
+            _ => origins.resize(run.count as usize, Origin::Guest),
         }
-        batch.stretch(pages, first, origins, deltas.as_ref(), packing.as_mut(), first_of_run);
+        let mut first = run.first;
+        for part in origins.chunk_by(|a, b| !a.is_encoded() && !b.is_encoded()) {
+            let stretch = Stretch { pages, first, origins: part, deltas: deltas.as_ref() };
+            match &part[0] {
+                Origin::Encoded(payload) => batch.delta(first, payload.clone()),
+                _ => batch.stretch(&stretch, moment, *link, packing.as_mut(), first_of_run),
+            }
+            first += part.len() as u64;
+        }
+    }
+}
+
+impl Origin {
+    fn is_encoded(&self) -> bool {
+        matches!(self, Self::Encoded(_))
     }
 }
 
@@ -170,34 +202,38 @@ impl Batch {
         self.pieces.push(Piece::Encoded(payload));
     }
 
-    /// Adds neighbours from `first` on, compressed where that pays.
+    /// Adds neighbours, a piece at a time: compressed, or as they are.
     fn stretch(
         &mut self,
-        pages: &Pages,
-        first: u64,
-        origins: &[Origin],
-        deltas: Option<&Deltas>,
+        all: &Stretch<'_>,
+        moment: Moment,
+        link: Link,
         mut packing: Option<&mut Packing>,
         first_of_run: usize,
     ) {
-        for (origins, first) in origins.chunks(MAX_ZSTD_PAGES).zip((first..).step_by(MAX_ZSTD_PAGES)) {
-            let stretch = Stretch { pages, first, origins, deltas };
-            let packed = packing.as_mut().and_then(|packing| packing.pack(&stretch, &mut self.encoded));
-            if let Some(payload) = packed {
-                let encoding = Encoding::Zstd { bytes: payload.len() as u32 };
-                self.table.push(Run { first_page: first, count: origins.len() as u32, encoding });
-                self.pieces.push(Piece::Encoded(payload));
-                continue;
-            }
-            for (origin, run) in stretch.parts() {
-                self.raw(origin, run, first_of_run);
+        let mut left = *all;
+        while !left.origins.is_empty() {
+            let together = packing.as_mut().map_or(0, |packing| packing.pages_together(left.first, moment));
+            let piece = left.split_off(if together == 0 { MAX_ZSTD_PAGES } else { together });
+            let packed = packing
+                .as_mut()
+                .filter(|_| together > 0)
+                .and_then(|packing| packing.pack(&piece, link, &mut self.encoded));
+            match packed {
+                Some(payload) => {
+                    let (count, bytes) = (piece.origins.len() as u32, payload.len() as u32);
+                    let encoding = Encoding::Zstd { bytes };
+                    self.table.push(Run { first_page: piece.first, count, encoding });
+                    self.pieces.push(Piece::Encoded(payload));
+                }
+                None => piece.parts().for_each(|(origin, run)| self.raw(origin, run, first_of_run)),
             }
         }
     }
 
     /// Adds pages as they are. Entries of the table from `first_of_run` on may be neighbours: those before are of
     /// another run, in another chunk perhaps.
-    fn raw(&mut self, origin: Origin, run: PageRun, first_of_run: usize) {
+    fn raw(&mut self, origin: &Origin, run: PageRun, first_of_run: usize) {
         let count = run.count as u32;
         let neighbour = self.table[first_of_run..].last_mut().filter(|last| {
             last.encoding == Encoding::Raw && last.first_page + u64::from(last.count) == run.first
@@ -208,14 +244,16 @@ impl Batch {
             None => self.table.push(Run { first_page: run.first, count, encoding: Encoding::Raw }),
         }
         match (origin, self.pieces.last_mut()) {
-            (Some(slot), _) => self.pieces.push(Piece::Cached(slot)),
-            (None, Some(Piece::Guest(before))) if joined => before.count += run.count,
-            (None, _) => self.pieces.push(Piece::Guest(run)),
+            (Origin::Cached(slot), _) => self.pieces.push(Piece::Cached(*slot)),
+            (Origin::Encoded(_), _) => unreachable!("what changed is no neighbour of what is sent as it is"),
+            (Origin::Guest, Some(Piece::Guest(before))) if joined => before.count += run.count,
+            (Origin::Guest, _) => self.pieces.push(Piece::Guest(run)),
         }
     }
 }
 
 /// Neighbours, and where each is sent from.
+#[derive(Clone, Copy)]
 struct Stretch<'a> {
     pages: &'a Pages,
     first: u64,
@@ -224,13 +262,21 @@ struct Stretch<'a> {
 }
 
 impl Stretch<'_> {
+    /// Takes the first pages off, so many or all.
+    fn split_off(&mut self, pages: usize) -> Self {
+        let (origins, left) = self.origins.split_at(pages.min(self.origins.len()));
+        let piece = Self { origins, ..*self };
+        (self.first, self.origins) = (self.first + origins.len() as u64, left);
+        piece
+    }
+
     /// The pages of one origin together, those of the cache one by one.
-    fn parts(&self) -> impl Iterator<Item = (Origin, PageRun)> {
+    fn parts(&self) -> impl Iterator<Item = (&Origin, PageRun)> {
         let mut first = self.first;
-        self.origins.chunk_by(|a, b| a.is_none() && b.is_none()).map(move |part| {
+        self.origins.chunk_by(|a, b| [a, b] == [&Origin::Guest; 2]).map(move |part| {
             let run = PageRun { first, count: part.len() as u64 };
             first += run.count;
-            (part[0], run)
+            (&part[0], run)
         })
     }
 
@@ -239,8 +285,9 @@ impl Stretch<'_> {
         for (origin, run) in self.parts() {
             let (part, rest) = into.split_at_mut(run.count as usize * PAGE);
             match origin {
-                None => self.pages.copy(run, part),
-                Some(slot) => part.copy_from_slice(content(self.deltas, slot)),
+                Origin::Guest => self.pages.copy(run, part),
+                Origin::Cached(slot) => part.copy_from_slice(content(self.deltas, *slot)),
+                Origin::Encoded(_) => unreachable!("what changed is no neighbour of what is sent as it is"),
             }
             into = rest;
         }

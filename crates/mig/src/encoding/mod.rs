@@ -26,6 +26,8 @@ pub enum Compress {
     Zstd(Level),
     /// Those that were sent in the round before, as what changed of them since.
     Delta,
+    /// Whatever is measured to be faster than to send pages as they are, on this link.
+    Auto,
 }
 
 /// A compression level of zstd: 1 to 19; the higher, the slower and the fewer bytes.
@@ -48,7 +50,9 @@ impl Default for Level {
 
 /// A text that says nothing about encoding.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{text}' is no way to compress; give off, delta, zstd or zstd:LEVEL with a level from 1 to 19")]
+#[error(
+    "'{text}' is no way to compress; give auto, off, delta, zstd or zstd:LEVEL with a level from 1 to 19"
+)]
 pub struct UnknownCompress {
     text: String,
 }
@@ -60,6 +64,7 @@ impl FromStr for Compress {
         let level = |digits: &str| digits.parse().ok().and_then(Level::new);
         match text {
             "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
             "delta" => Ok(Self::Delta),
             "zstd" => Ok(Self::Zstd(Level::default())),
             _ => text
@@ -75,6 +80,7 @@ impl fmt::Display for Compress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Off => f.write_str("off"),
+            Self::Auto => f.write_str("auto"),
             Self::Delta => f.write_str("delta"),
             Self::Zstd(level) => write!(f, "zstd:{}", level.0),
         }
@@ -88,12 +94,8 @@ impl Compress {
             Self::Off => Capabilities::empty(),
             Self::Zstd(_) => Capabilities::ZSTD,
             Self::Delta => Capabilities::DELTA,
+            Self::Auto => Capabilities::PAGE_ENCODINGS,
         }
-    }
-
-    /// What is left of it with a destination that understands these.
-    pub(crate) fn within(self, understood: Capabilities) -> Self {
-        if understood.contains(self.encodings()) { self } else { Self::Off }
     }
 }
 
@@ -123,17 +125,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_destination_that_does_not_understand_gets_raw_pages() {
-        let zstd = Compress::Zstd(Level::default());
-        assert_eq!(zstd.within(Capabilities::ZSTD), zstd);
-        assert_eq!(zstd.within(Capabilities::empty()), Compress::Off);
-        assert_eq!(Compress::Delta.within(Capabilities::ZSTD), Compress::Off);
-        assert_eq!(Compress::Delta.within(Capabilities::PAGE_ENCODINGS), Compress::Delta);
-    }
-
-    #[test]
     fn ways_to_compress_are_written_as_they_are_read() {
-        for text in ["off", "delta", "zstd:1", "zstd:19"] {
+        for text in ["auto", "off", "delta", "zstd:1", "zstd:19"] {
             assert_eq!(text.parse::<Compress>().unwrap().to_string(), text);
         }
         assert_eq!("zstd".parse::<Compress>().unwrap().to_string(), "zstd:1");

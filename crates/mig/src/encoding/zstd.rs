@@ -13,13 +13,14 @@ use zstd::zstd_safe;
 /// Compresses, one piece after the other.
 pub(crate) struct Packer {
     compressor: Compressor<'static>,
+    level: i32,
 }
 
 impl Packer {
     /// # Errors
     /// There is no memory for it.
     pub(crate) fn new(level: i32) -> io::Result<Self> {
-        Ok(Self { compressor: Compressor::new(level)? })
+        Ok(Self { compressor: Compressor::new(level)?, level })
     }
 
     /// Bytes that the payload of `page_bytes` may have, for the trouble to be worth it: an eighth is to be saved.
@@ -29,7 +30,11 @@ impl Packer {
 
     /// The payload that stands for `pages`, at the start of `into`: how many bytes it has, if that is as many as
     /// fit there.
-    pub(crate) fn pack(&mut self, pages: &[u8], into: &mut [u8]) -> Option<usize> {
+    pub(crate) fn pack(&mut self, level: i32, pages: &[u8], into: &mut [u8]) -> Option<usize> {
+        if level != self.level {
+            self.compressor.set_compression_level(level).ok()?;
+            self.level = level;
+        }
         let room = into.len().checked_sub(CHECKSUM_BYTES)?;
         // the one thing that goes wrong here is that it does not fit
         let bytes = self.compressor.compress_to_buffer(pages, &mut into[..room]).ok()?;
@@ -95,7 +100,7 @@ mod tests {
 
     fn packed(pages: &[u8]) -> Option<Vec<u8>> {
         let mut into = vec![0xee; Packer::most_bytes(pages.len())];
-        let bytes = Packer::new(1).unwrap().pack(pages, &mut into)?;
+        let bytes = Packer::new(1).unwrap().pack(1, pages, &mut into)?;
         into.truncate(bytes);
         Some(into)
     }
@@ -108,10 +113,10 @@ mod tests {
             pieces in proptest::collection::vec((1..33usize, 1..80u8, any::<u64>()), 1..6)
         ) {
             let (mut packer, mut unpacker) = (Packer::new(1).unwrap(), Unpacker::new().unwrap());
-            for (count, values, seed) in pieces {
+            for ((count, values, seed), level) in pieces.into_iter().zip(1..) {
                 let sent = pages(count, values, seed);
                 let mut payload = vec![0; Packer::most_bytes(sent.len())];
-                let bytes = packer.pack(&sent, &mut payload).expect("at most 80 values shrink");
+                let bytes = packer.pack(level, &sent, &mut payload).expect("at most 80 values shrink");
                 let mut received = vec![0xaa; sent.len()];
                 unpacker.unpack(&payload[..bytes], &mut received).unwrap();
                 prop_assert!(received == sent);

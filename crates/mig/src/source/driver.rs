@@ -437,7 +437,8 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         let (sender, jobs) = channel::bounded(JOBS_PER_CHANNEL);
         let cache_bytes = self.options.cache_bytes(self.pages.domain().bytes());
         let settings = Settings {
-            compress: self.options.compress.within(self.machine().page_encodings()),
+            compress: self.options.compress,
+            understood: self.machine().page_encodings(),
             channels,
             cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX) / channels,
         };

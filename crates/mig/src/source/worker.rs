@@ -1,5 +1,7 @@
 //! A page channel's sending thread: batches in, frames out.
 
+use std::time::Instant;
+
 use crossbeam::channel::{Receiver, Sender};
 use mig_core::bitmap::PageRun;
 use mig_core::progress::PageCounts;
@@ -92,7 +94,10 @@ impl<'a> Worker<'a> {
         self.head.extend_from_slice(&header.encode());
         pages::encode_table(self.encoder.table(), &mut self.head);
         self.bytes += (HEADER_BYTES + length) as u64;
-        self.stream.write_pages(&self.head, self.pages, self.encoder.payload(), &mut self.vectors)
+        let began = Instant::now();
+        self.stream.write_pages(&self.head, self.pages, self.encoder.payload(), &mut self.vectors)?;
+        self.encoder.written(HEADER_BYTES + length, began.elapsed());
+        Ok(())
     }
 
     fn end_round(&mut self, round: u32, notes: &Sender<Note>) -> std::io::Result<()> {

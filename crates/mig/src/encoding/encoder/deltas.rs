@@ -1,9 +1,11 @@
 //! Pages that were sent before, as what changed of them since.
 
-use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use mig_core::bitmap::PageRun;
+use mig_wire::hello::Capabilities;
 
+use super::worth::{Budget, Link};
 use super::{Moment, Origin, Settings};
 use crate::encoding::Compress;
 use crate::encoding::cache::{Cache, Slot};
@@ -11,38 +13,77 @@ use crate::encoding::delta::{self, Page};
 use crate::encoding::reluctance::Reluctance;
 use crate::memory::{PAGE, Pages};
 
-/// How a page is to be sent.
-pub(super) enum Sent {
-    /// As what changed: this range of what was encoded.
-    Encoded(Range<usize>),
-    /// Otherwise, from there.
-    From(Origin),
-}
-
 /// The cache, and what goes through it.
 pub(super) struct Deltas {
     cache: Cache,
     reluctance: Reluctance,
+    budget: Budget,
     copy: Box<Page>,
 }
 
 impl Deltas {
+    /// None where they are not wanted, or not understood.
     pub(super) fn new(settings: &Settings) -> Option<Self> {
-        let Settings { compress, channels, cache_bytes } = *settings;
-        (compress == Compress::Delta).then(|| Self {
+        let Settings { compress, understood, channels, cache_bytes } = *settings;
+        let budget = match compress {
+            Compress::Delta => Budget::Unbounded,
+            Compress::Auto => Budget::earned(),
+            Compress::Off | Compress::Zstd(_) => return None,
+        };
+        understood.contains(Capabilities::DELTA).then(|| Self {
             cache: Cache::new(cache_bytes, channels),
             reluctance: Reluctance::new(channels),
+            budget,
             copy: Box::new([0; PAGE]),
         })
     }
 
-    /// Chooses how a page is sent, which is not zeros. What changed of it is appended to `encoded`.
-    pub(super) fn page(&mut self, pages: &Pages, moment: Moment, page: u64, encoded: &mut Vec<u8>) -> Sent {
-        let run = PageRun { first: page, count: 1 };
-        if !self.reluctance.tries(page) {
-            self.cache.forget(page);
-            return Sent::From(None);
+    /// Time has passed, in which something may be tried.
+    pub(super) fn allow_for(&mut self, passed: Duration) {
+        self.budget.allow_for(passed);
+    }
+
+    /// Chooses where each page of a run is sent from, none of which is zeros. What changed of them is appended to
+    /// `encoded`. Without a cache to pay for itself, only as many pages are taken in as can be afforded; in the pause
+    /// none, since nothing follows.
+    pub(super) fn choose(
+        &mut self,
+        pages: &Pages,
+        moment: Moment,
+        run: PageRun,
+        link: Link,
+        encoded: &mut Vec<u8>,
+        origins: &mut Vec<Origin>,
+    ) {
+        let goes_on = self.budget.goes_on();
+        let mut room = if moment.is_last || !goes_on { 0 } else { self.budget.affords() };
+        if room == 0 && self.cache.is_empty() {
+            origins.resize(run.count as usize, Origin::Guest);
+            return;
         }
+        let (began, start) = (Instant::now(), encoded.len());
+        origins.extend((run.first..run.first + run.count).map(|page| {
+            if goes_on && self.reluctance.tries(page) {
+                self.page(pages, moment, page, &mut room, encoded)
+            } else {
+                self.cache.forget(page);
+                Origin::Guest
+            }
+        }));
+        let changed = origins.iter().filter(|origin| matches!(origin, Origin::Encoded(_))).count();
+        let saved = (changed * PAGE).saturating_sub(encoded.len() - start);
+        self.budget.settle(run.count as usize, began.elapsed(), link.ns(saved));
+    }
+
+    fn page(
+        &mut self,
+        pages: &Pages,
+        moment: Moment,
+        page: u64,
+        room: &mut usize,
+        encoded: &mut Vec<u8>,
+    ) -> Origin {
+        let run = PageRun { first: page, count: 1 };
         if let Some(slot) = self.cache.find(page) {
             // once: the guest may write between two looks at its memory
             pages.copy(run, &mut self.copy[..]);
@@ -50,17 +91,21 @@ impl Deltas {
             let pays = delta::encode(self.cache.content(slot), &self.copy, encoded);
             self.reluctance.tried(page, pays);
             *self.cache.renew(slot, moment.round) = *self.copy;
-            return if pays { Sent::Encoded(start..encoded.len()) } else { Sent::From(Some(slot)) };
+            return if pays { Origin::Encoded(start..encoded.len()) } else { Origin::Cached(slot) };
         }
-        if moment.is_last {
-            return Sent::From(None);
+        if *room == 0 {
+            return Origin::Guest;
         }
-        Sent::From(self.cache.take_in(page, moment.round, |content| pages.copy(run, &mut content[..])))
+        *room -= 1;
+        let taken_in = self.cache.take_in(page, moment.round, |content| pages.copy(run, &mut content[..]));
+        taken_in.map_or(Origin::Guest, Origin::Cached)
     }
 
     /// Pages that are sent as zeros.
     pub(super) fn forget(&mut self, run: PageRun) {
-        (run.first..run.first + run.count).for_each(|page| self.cache.forget(page));
+        if !self.cache.is_empty() {
+            (run.first..run.first + run.count).for_each(|page| self.cache.forget(page));
+        }
     }
 
     /// What was kept of a page, and is what is sent of it.

@@ -1,43 +1,125 @@
 //! Neighbours, compressed together where that pays.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
+use mig_wire::hello::Capabilities;
 use mig_wire::pages::MAX_ZSTD_PAGES;
 
-use super::{Settings, Stretch};
+use super::ladder::Ladder;
+use super::worth::{Budget, Link};
+use super::{Moment, Settings, Stretch};
 use crate::encoding::Compress;
 use crate::encoding::reluctance::Reluctance;
 use crate::encoding::zstd::Packer;
 use crate::memory::PAGE;
 
+/// Pages that are compressed to see whether it pays.
+const PROBED_PAGES: usize = 4;
+
 /// Compresses stretches of pages.
 pub(super) struct Packing {
     packer: Packer,
+    level: i32,
+    /// Where the level is chosen by what it saves.
+    ladder: Option<Ladder>,
+    budget: Budget,
     reluctance: Reluctance,
     copy: Vec<u8>,
 }
 
 impl Packing {
-    /// None where it is not wanted, or there is no memory for it: then pages go raw.
+    /// None where it is not wanted, or not understood, or there is no memory for it: then pages go raw.
     pub(super) fn new(settings: &Settings) -> Option<Self> {
-        let Compress::Zstd(level) = settings.compress else { return None };
-        let packer = Packer::new(level.into()).ok()?;
+        let (budget, ladder, level) = match settings.compress {
+            Compress::Zstd(level) => (Budget::Unbounded, None, level.into()),
+            Compress::Auto => (Budget::earned(), Some(Ladder::default()), Ladder::default().level()),
+            Compress::Off | Compress::Delta => return None,
+        };
+        if !settings.understood.contains(Capabilities::ZSTD) {
+            return None;
+        }
+        let packer = Packer::new(level).ok()?;
         let (reluctance, copy) = (Reluctance::new(settings.channels), vec![0; MAX_ZSTD_PAGES * PAGE]);
-        Some(Self { packer, reluctance, copy })
+        Some(Self { packer, level, ladder, budget, reluctance, copy })
+    }
+
+    /// Time has passed, in which something may be tried.
+    pub(super) fn allow_for(&mut self, passed: Duration) {
+        self.budget.allow_for(passed);
+    }
+
+    /// How many pages to compress together now, from `page` on: as many as may be where it pays, a few where that is
+    /// to be found out, or none, and in the pause only what pays.
+    pub(super) fn pages_together(&mut self, page: u64, moment: Moment) -> usize {
+        let pages = if self.budget.pays() {
+            MAX_ZSTD_PAGES
+        } else if !moment.is_last && self.budget.affords() >= PROBED_PAGES {
+            PROBED_PAGES
+        } else {
+            return 0;
+        };
+        if self.reluctance.tries(page) { pages } else { 0 }
     }
 
     /// Appends a stretch to `encoded`, if that pays: which range of it that is.
-    pub(super) fn pack(&mut self, stretch: &Stretch<'_>, encoded: &mut Vec<u8>) -> Option<Range<usize>> {
-        if !self.reluctance.tries(stretch.first) {
-            return None;
-        }
-        let copy = &mut self.copy[..stretch.origins.len() * PAGE];
-        stretch.copy(copy);
+    pub(super) fn pack(
+        &mut self,
+        stretch: &Stretch<'_>,
+        link: Link,
+        encoded: &mut Vec<u8>,
+    ) -> Option<Range<usize>> {
+        let (began, raw_bytes) = (Instant::now(), stretch.origins.len() * PAGE);
+        stretch.copy(&mut self.copy[..raw_bytes]);
         let start = encoded.len();
-        encoded.resize(start + Packer::most_bytes(copy.len()), 0);
-        let bytes = self.packer.pack(copy, &mut encoded[start..]);
-        encoded.truncate(start + bytes.unwrap_or(0));
+        let bytes = self.append(self.level, raw_bytes, encoded);
+        let took = began.elapsed();
+        self.budget.settle(raw_bytes / PAGE, took, link.ns(saved(raw_bytes, bytes)));
         self.reluctance.tried(stretch.first, bytes.is_some());
-        bytes.map(|bytes| start..start + bytes)
+        let rival = self.ladder.as_mut().and_then(|ladder| ladder.rival(raw_bytes / PAGE));
+        let Some((rival, bytes)) = rival.zip(bytes) else { return bytes.map(|bytes| start..start + bytes) };
+        Some(self.compare(rival, raw_bytes, (bytes, took), link, encoded, start))
     }
+
+    /// Compresses the same pages at another level; what is smaller stays.
+    fn compare(
+        &mut self,
+        rival: i32,
+        raw_bytes: usize,
+        (bytes, took): (usize, Duration),
+        link: Link,
+        encoded: &mut Vec<u8>,
+        start: usize,
+    ) -> Range<usize> {
+        let (began, rival_start) = (Instant::now(), encoded.len());
+        let rival_bytes = self.append(rival, raw_bytes, encoded);
+        let rival_took = began.elapsed();
+        let smaller = rival_bytes.is_some_and(|rival_bytes| rival_bytes < bytes);
+        if smaller {
+            encoded.drain(start..rival_start);
+        } else {
+            encoded.truncate(rival_start);
+        }
+        let net = |bytes, took: Duration| link.ns(saved(raw_bytes, bytes)) - took.as_nanos() as f64;
+        let lead = net(rival_bytes, rival_took) - net(Some(bytes), took);
+        self.budget.spend(rival_took);
+        if let Some(ladder) = &mut self.ladder {
+            ladder.judge(lead);
+            self.level = ladder.level();
+        }
+        start..encoded.len()
+    }
+
+    /// Appends the copied pages, compressed at `level`, if they shrink enough.
+    fn append(&mut self, level: i32, raw_bytes: usize, encoded: &mut Vec<u8>) -> Option<usize> {
+        let start = encoded.len();
+        encoded.resize(start + Packer::most_bytes(raw_bytes), 0);
+        let bytes = self.packer.pack(level, &self.copy[..raw_bytes], &mut encoded[start..]);
+        encoded.truncate(start + bytes.unwrap_or(0));
+        bytes
+    }
+}
+
+fn saved(raw_bytes: usize, bytes: Option<usize>) -> usize {
+    bytes.map_or(0, |bytes| raw_bytes - bytes)
 }

@@ -44,8 +44,8 @@ impl Deltas {
     }
 
     /// Chooses where each page of a run is sent from, none of which is zeros. What changed of them is appended to
-    /// `encoded`. Without a cache to pay for itself, only as many pages are taken in as can be afforded; in the pause
-    /// none, since nothing follows.
+    /// `encoded`. Pages are taken in as far as that pays, or may be tried; in the pause none, since nothing follows.
+    /// Those that are here already were paid for.
     pub(super) fn choose(
         &mut self,
         pages: &Pages,
@@ -55,24 +55,26 @@ impl Deltas {
         encoded: &mut Vec<u8>,
         origins: &mut Vec<Origin>,
     ) {
-        let goes_on = self.budget.goes_on();
-        let mut room = if moment.is_last || !goes_on { 0 } else { self.budget.affords() };
+        let mut room = if moment.is_last { 0 } else { self.budget.affords() };
         if room == 0 && self.cache.is_empty() {
             origins.resize(run.count as usize, Origin::Guest);
             return;
         }
         let (began, start) = (Instant::now(), encoded.len());
         origins.extend((run.first..run.first + run.count).map(|page| {
-            if goes_on && self.reluctance.tries(page) {
+            if self.reluctance.tries(page) {
                 self.page(pages, moment, page, &mut room, encoded)
             } else {
                 self.cache.forget(page);
                 Origin::Guest
             }
         }));
-        let changed = origins.iter().filter(|origin| matches!(origin, Origin::Encoded(_))).count();
-        let saved = (changed * PAGE).saturating_sub(encoded.len() - start);
-        self.budget.settle(run.count as usize, began.elapsed(), link.ns(saved));
+        let copied = origins.iter().filter(|origin| **origin != Origin::Guest).count();
+        if copied > 0 {
+            let changed = origins.iter().filter(|origin| origin.is_encoded()).count();
+            let saved = (changed * PAGE).saturating_sub(encoded.len() - start);
+            self.budget.settle(copied, began.elapsed(), link.ns(saved));
+        }
     }
 
     fn page(

@@ -52,13 +52,10 @@ impl Packing {
     /// How many pages to compress together now, from `page` on: as many as may be where it pays, a few where that is
     /// to be found out, or none, and in the pause only what pays.
     pub(super) fn pages_together(&mut self, page: u64, moment: Moment) -> usize {
-        let pages = if self.budget.pays() {
-            MAX_ZSTD_PAGES
-        } else if !moment.is_last && self.budget.affords() >= PROBED_PAGES {
-            PROBED_PAGES
-        } else {
+        let pages = if self.budget.pays() { MAX_ZSTD_PAGES } else { PROBED_PAGES };
+        if moment.is_last && !self.budget.pays() || self.budget.affords() < pages {
             return 0;
-        };
+        }
         if self.reluctance.tries(page) { pages } else { 0 }
     }
 

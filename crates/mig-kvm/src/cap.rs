@@ -1,9 +1,9 @@
 //! What this host's KVM can do, asked once.
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL,
-    KVM_CAP_VCPU_ATTRIBUTES, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME,
-    kvm_enable_cap,
+    KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_EXCEPTION_PAYLOAD,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_VCPU_ATTRIBUTES,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -15,6 +15,11 @@ pub struct Caps {
     /// KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE and KVM_DIRTY_LOG_INITIALLY_SET, where supported; 0 without
     /// manual protection.
     pub manual_dirty_log: u64,
+    /// Size of the largest dirty ring in bytes whose accesses are ordered on every architecture; 0 where there
+    /// is none.
+    pub dirty_ring_acq_rel_bytes: u64,
+    /// The same of a ring whose accesses are ordered by x86 only.
+    pub dirty_ring_bytes: u64,
     /// Size of the XSAVE area in bytes, 4096 at least.
     pub xsave_bytes: usize,
     /// Whether KVM_GET_XSAVE2 exists.
@@ -66,6 +71,8 @@ impl Caps {
         let clock = u64::try_from(vm.check_extension_int(Cap::AdjustClock)).unwrap_or(0);
         Ok(Self {
             manual_dirty_log: int(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+            dirty_ring_acq_rel_bytes: int(KVM_CAP_DIRTY_LOG_RING_ACQ_REL),
+            dirty_ring_bytes: int(KVM_CAP_DIRTY_LOG_RING),
             xsave_bytes: xsave2_bytes.max(4096),
             xsave2: xsave2_bytes > 0,
             nested_state_bytes: usize::try_from(vm.check_extension_int(Cap::NestedState)).unwrap_or(0),

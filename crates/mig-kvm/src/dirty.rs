@@ -1,19 +1,25 @@
-//! Finding written pages: KVM's dirty log of each memory slot, and the VMM's own writes.
+//! Finding written pages: KVM's dirty log of each memory slot, or the vCPUs' dirty rings, and the VMM's own
+//! writes.
 //!
 //! Invariant: from `start` to `stop` a page that is written after it was last re-armed is in the next
-//! `sync`. KVM's log holds what vCPUs (and KVM itself) wrote; the bitmap of `vm-memory`'s regions holds what
-//! this process wrote; `sync` is their union.
+//! `sync`. KVM's log or rings hold what vCPUs (and KVM itself) wrote; the bitmap of `vm-memory`'s regions holds
+//! what this process wrote; `sync` is their union.
 
 #![allow(unsafe_code)]
 
 mod bitmap_log;
 mod manual_log;
+mod reaper;
+mod ring;
+mod ring_log;
 mod written;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
+use mig::bitmap::PageRun;
 use mig::describe::Region;
 use mig::domain::{Extent, PAGE_BYTES};
 use mig::{Bitmap, BoxError, DirtyTracker, Domain};
@@ -24,7 +30,9 @@ use vm_memory::{
 use crate::cap::Caps;
 use crate::error::KvmError;
 use crate::ioctl;
+use reaper::Reaper;
 
+pub use ring_log::{MOST_RING_ENTRIES, RingSize, Rings, supported as rings_supported};
 pub use written::{Written, WrittenPages};
 
 /// A memory slot that the VMM gave to KVM.
@@ -45,6 +53,8 @@ pub enum Protection {
     Manual,
     /// Reading the log re-arms every page at once.
     OnRead,
+    /// The first `rearm` after a `sync` re-arms every page that was found (KVM_RESET_DIRTY_RINGS).
+    OnReset,
 }
 
 /// The dirty tracker of a guest on KVM, whose memory marks this process's own writes in a `B`.
@@ -52,10 +62,20 @@ pub struct DirtyLog<B: Written = WrittenPages> {
     vm: Arc<VmFd>,
     memory: Arc<GuestMemoryMmap<B>>,
     slots: Vec<Tracked>,
-    protection: Protection,
+    source: Source,
     manual_flags: u64,
-    /// One slot's log; as large as the largest slot, so that `sync` allocates nothing.
+    /// One slot's log; as large as the largest slot, so that `sync` allocates nothing. Empty with rings.
     words: Vec<u64>,
+}
+
+/// Where KVM notes what was written.
+enum Source {
+    /// In a log of each slot, re-armed page by page.
+    Manual,
+    /// In a log of each slot, re-armed by being read.
+    OnRead,
+    /// In a ring of each vCPU; with who empties them while there is a log.
+    Rings(Arc<Rings>, Option<Reaper>),
 }
 
 #[derive(Debug)]
@@ -76,24 +96,36 @@ impl<B: Written> DirtyLog<B> {
         memory: Arc<GuestMemoryMmap<B>>,
         caps: &Caps,
     ) -> Result<Self, KvmError> {
-        let protection = if manual_log::supported(caps) { Protection::Manual } else { Protection::OnRead };
-        Self::with_protection(vm, slots, memory, caps, protection)
+        let source = if manual_log::supported(caps) { Source::Manual } else { Source::OnRead };
+        Self::with_source(vm, slots, memory, caps, |_| Ok(source))
     }
 
-    /// A log with the protection chosen by the caller.
+    /// The log that is kept in dirty rings of `size`, those of all vCPUs of a VM that was given them.
     ///
     /// # Errors
-    /// As for [`DirtyLog::new`]; [`KvmError::Missing`] when this KVM has no manual protection.
-    pub fn with_protection(
+    /// As for [`DirtyLog::new`]; when a ring cannot be mapped.
+    pub fn with_rings<V: Deref<Target = VcpuFd>>(
+        vm: Arc<VmFd>,
+        slots: Vec<Slot>,
+        memory: Arc<GuestMemoryMmap<B>>,
+        caps: &Caps,
+        vcpus: &[V],
+        size: RingSize,
+    ) -> Result<Self, KvmError> {
+        let rings = |slots: &[Tracked]| {
+            let slots = slots.iter().map(|t| (t.slot.slot, t.extent)).collect();
+            Ok(Source::Rings(Arc::new(Rings::map(vm.clone(), slots, vcpus, size)?), None))
+        };
+        Self::with_source(vm.clone(), slots, memory, caps, rings)
+    }
+
+    fn with_source(
         vm: Arc<VmFd>,
         mut slots: Vec<Slot>,
         memory: Arc<GuestMemoryMmap<B>>,
         caps: &Caps,
-        protection: Protection,
+        source: impl FnOnce(&[Tracked]) -> Result<Source, KvmError>,
     ) -> Result<Self, KvmError> {
-        if protection == Protection::Manual && !manual_log::supported(caps) {
-            return Err(KvmError::Missing { what: "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2" });
-        }
         slots.sort_by_key(|s| s.region.guest_address);
         let regions: Vec<Region> = slots.iter().map(|s| s.region).collect();
         let domain = Domain::new(&regions)?;
@@ -103,31 +135,49 @@ impl<B: Written> DirtyLog<B> {
         for slot in &slots {
             check(slot, &memory)?;
         }
-        let largest = domain.extents().iter().map(|e| words_of(e.pages)).max().unwrap_or(0);
-        let slots = slots
+        let slots: Vec<Tracked> = slots
             .into_iter()
             .zip(domain.extents())
             .map(|(slot, extent)| Tracked { slot, extent: *extent, logging: false })
             .collect();
-        let manual_flags = caps.manual_dirty_log;
-        Ok(Self { vm, memory, slots, protection, manual_flags, words: vec![0; largest] })
+        let source = source(&slots)?;
+        let largest = match source {
+            Source::Rings(..) => 0,
+            Source::Manual | Source::OnRead => {
+                slots.iter().map(|t| words_of(t.extent.pages)).max().unwrap_or(0)
+            }
+        };
+        Ok(Self { vm, memory, slots, source, manual_flags: caps.manual_dirty_log, words: vec![0; largest] })
     }
 
     /// How pages are re-armed.
     pub fn protection(&self) -> Protection {
-        self.protection
+        match self.source {
+            Source::Manual => Protection::Manual,
+            Source::OnRead => Protection::OnRead,
+            Source::Rings(..) => Protection::OnReset,
+        }
+    }
+
+    /// The rings that this log is kept in, if it is.
+    pub fn rings(&self) -> Option<&Arc<Rings>> {
+        match &self.source {
+            Source::Rings(rings, _) => Some(rings),
+            Source::Manual | Source::OnRead => None,
+        }
     }
 
     fn begin(&mut self) -> Result<(), KvmError> {
-        match self.protection {
-            Protection::Manual => manual_log::choose(&self.vm, self.manual_flags)?,
-            Protection::OnRead => bitmap_log::choose(&self.vm, self.manual_flags)?,
+        match &mut self.source {
+            Source::Manual => manual_log::choose(&self.vm, self.manual_flags)?,
+            Source::OnRead => bitmap_log::choose(&self.vm, self.manual_flags)?,
+            Source::Rings(rings, reaper) => {
+                bitmap_log::choose(&self.vm, self.manual_flags)?;
+                rings.begin()?;
+                *reaper = Some(Reaper::start(rings.clone())?);
+            }
         }
-        for tracked in &mut self.slots {
-            // SAFETY: `memory`, which this struct keeps alive, maps the region there: `check` compared them.
-            unsafe { set_flags(&self.vm, &tracked.slot, KVM_MEM_LOG_DIRTY_PAGES)? };
-            tracked.logging = true;
-        }
+        self.set_logging(true)?;
         // Our own writes so far are in memory already (vm-memory marks a page after it wrote it), so a
         // reader that begins after this point sees them; and every page counts as dirty now anyway.
         for region in self.memory.iter() {
@@ -136,7 +186,47 @@ impl<B: Written> DirtyLog<B> {
         Ok(())
     }
 
+    /// Switches every slot's log on or off, as far as it goes.
+    fn set_logging(&mut self, on: bool) -> Result<(), KvmError> {
+        let mut first_error = Ok(());
+        for tracked in self.slots.iter_mut().filter(|t| on || t.logging) {
+            let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+            // SAFETY: `memory`, which this struct keeps alive, maps the region there: `check` compared them.
+            let result = unsafe { set_flags(&self.vm, &tracked.slot, flags) };
+            if result.is_ok() {
+                tracked.logging = on;
+            }
+            first_error = first_error.and(result);
+        }
+        first_error
+    }
+
     fn read(&mut self, dirty: &mut Bitmap) -> Result<(), KvmError> {
+        match &self.source {
+            Source::Manual | Source::OnRead => self.read_logs(dirty)?,
+            Source::Rings(rings, _) => {
+                rings.report(dirty)?;
+                // After what is found now: it may be the last time.
+                if rings.take_lost() {
+                    self.protect_all(dirty)?;
+                }
+            }
+        }
+        self.own_writes(dirty);
+        Ok(())
+    }
+
+    /// Switching a log on protects every page of its slot; each counts as written, since it may have been.
+    fn protect_all(&mut self, dirty: &mut Bitmap) -> Result<(), KvmError> {
+        self.set_logging(false)?;
+        self.set_logging(true)?;
+        for Tracked { extent, .. } in &self.slots {
+            dirty.set_run(PageRun { first: extent.first_page, count: extent.pages });
+        }
+        Ok(())
+    }
+
+    fn read_logs(&mut self, dirty: &mut Bitmap) -> Result<(), KvmError> {
         for tracked in self.slots.iter().filter(|t| t.logging) {
             let words = &mut self.words[..words_of(tracked.extent.pages)];
             // SAFETY: the kernel accepted the slot with this size when its log was switched on, and would
@@ -144,7 +234,6 @@ impl<B: Written> DirtyLog<B> {
             unsafe { ioctl::dirty_log(&self.vm, tracked.slot.slot, words)? };
             add(dirty, tracked.extent.first_page, trimmed(words, tracked.extent.pages));
         }
-        self.own_writes(dirty);
         Ok(())
     }
 
@@ -176,21 +265,22 @@ impl<B: Written> DirtyLog<B> {
         if !first.is_multiple_of(64) || beyond || outside.iter().any(|w| *w != 0) {
             return Err(window());
         }
-        match self.protection {
-            Protection::Manual => manual_log::rearm(&self.vm, tracked.slot.slot, first, left, inside),
-            Protection::OnRead => Ok(()),
+        match &self.source {
+            Source::Manual => manual_log::rearm(&self.vm, tracked.slot.slot, first, left, inside),
+            Source::OnRead => Ok(()),
+            Source::Rings(rings, _) => rings.protect(),
         }
     }
 
     fn end(&mut self) -> Result<(), KvmError> {
-        let mut first_error = Ok(());
-        for tracked in self.slots.iter_mut().filter(|t| t.logging) {
-            // SAFETY: as in `begin`.
-            let result = unsafe { set_flags(&self.vm, &tracked.slot, 0) };
-            tracked.logging = result.is_err();
-            first_error = first_error.and(result);
+        self.set_logging(false)?;
+        if let Source::Rings(rings, reaper) = &mut self.source {
+            *reaper = None;
+            rings.end()?;
+            // A log that is started again protects every page.
+            rings.take_lost();
         }
-        first_error
+        Ok(())
     }
 }
 

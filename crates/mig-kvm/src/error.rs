@@ -23,6 +23,13 @@ pub enum KvmError {
     Slot { slot: u32, why: &'static str },
     #[error("pages {first_page}..{end_page} do not lie within one memory slot")]
     Window { first_page: u64, end_page: u64 },
+    #[error("a thread for the dirty rings cannot be started")]
+    Thread {
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("it is not known which entries of the dirty rings kvm freed")]
+    RingsNotReset,
     #[error("the saved state does not fit: {why}")]
     DoesNotFit { why: String },
     #[error("{piece} reads back differently after it was restored: {difference}")]

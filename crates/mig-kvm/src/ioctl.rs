@@ -13,13 +13,14 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::errno;
-use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::error::{Call, KvmError};
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
@@ -83,6 +84,18 @@ pub(crate) fn clear_dirty_log(
     };
     // SAFETY: the kernel only reads the bitmap, a bit for each page rounded up to whole words.
     done(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &log) }, "KVM_CLEAR_DIRTY_LOG")
+}
+
+/// Has KVM free the harvested entries of all dirty rings and protect their pages: how many entries it freed, fewer
+/// than there are when it was interrupted.
+pub(crate) fn reset_dirty_rings(vm: &VmFd) -> Result<usize, KvmError> {
+    // SAFETY: the call has no argument.
+    let freed = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
+    match usize::try_from(freed).map_err(|_| errno::Error::last()) {
+        Ok(freed) => Ok(freed),
+        Err(e) if e.errno() == libc::EINTR => Ok(0),
+        Err(e) => Err(e).call("KVM_RESET_DIRTY_RINGS"),
+    }
 }
 
 /// Segment, descriptor-table and control registers with the PDPTRs.

@@ -17,7 +17,7 @@ pub mod vcpu;
 pub mod vm;
 
 pub use cap::Caps;
-pub use dirty::{DirtyLog, Slot};
+pub use dirty::{DirtyLog, RingSize, Rings, Slot};
 pub use error::KvmError;
 pub use kick::{Ended, ExitHandler, Flow, Gate};
 pub use state::KvmState;

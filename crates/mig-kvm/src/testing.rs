@@ -4,13 +4,16 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_mp_state, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_EXIT_DIRTY_RING_FULL, KVM_MAX_CPUID_ENTRIES, kvm_mp_state, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use mig::describe::Region;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::cap::Caps;
-use crate::dirty::{Slot, WrittenPages};
+use crate::dirty::{DirtyLog, RingSize, Rings, Slot, WrittenPages};
 use crate::vcpu::{self, SaveContext};
 
 pub(crate) const PAGE: u64 = 4096;
@@ -29,6 +32,10 @@ pub(crate) struct Machine {
     pub(crate) slots: Vec<Slot>,
     pub(crate) caps: Caps,
     pub(crate) context: SaveContext,
+    /// Its dirty rings, if it was made with some.
+    pub(crate) ring_size: Option<RingSize>,
+    /// Those of them that a log was made over.
+    pub(crate) rings: Option<Arc<Rings>>,
 }
 
 /// KVM, or `None` (loudly) where a test may be skipped for want of it.
@@ -51,7 +58,12 @@ impl Machine {
     }
 
     pub(crate) fn with_regions(vcpus: u64, regions: &[(u64, u64)]) -> Option<Self> {
-        let mut machine = Self::bare(vcpus, regions)?;
+        Self::with_rings(vcpus, regions, None)
+    }
+
+    /// With dirty rings of so many entries, if any.
+    pub(crate) fn with_rings(vcpus: u64, regions: &[(u64, u64)], entries: Option<u32>) -> Option<Self> {
+        let mut machine = Self::bare_with_rings(vcpus, regions, entries)?;
         let supported = machine.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         for (id, vcpu) in machine.vcpus.iter().enumerate() {
             let mut cpuid = supported.clone();
@@ -70,10 +82,15 @@ impl Machine {
 
     /// Without CPUID: what a state is restored into.
     pub(crate) fn bare(vcpus: u64, regions: &[(u64, u64)]) -> Option<Self> {
+        Self::bare_with_rings(vcpus, regions, None)
+    }
+
+    fn bare_with_rings(vcpus: u64, regions: &[(u64, u64)], entries: Option<u32>) -> Option<Self> {
         let kvm = kvm()?;
         let vm = Arc::new(kvm.create_vm().unwrap());
         let caps = Caps::probe(&kvm, &vm).unwrap();
         caps.enable(&vm).unwrap();
+        let ring_size = entries.map(|entries| RingSize::enable(&vm, &caps, entries).unwrap());
         vm.set_tss_address(0xfffb_d000).unwrap();
         vm.create_irq_chip().unwrap();
         vm.create_pit2(kvm_pit_config::default()).unwrap();
@@ -97,11 +114,20 @@ impl Machine {
         let host_tsc_khz = vcpu::host_tsc_khz(&vcpus[0]).unwrap();
         let refs: Vec<&VcpuFd> = vcpus.iter().collect();
         let context = SaveContext::probe(&kvm, &refs, &caps, host_tsc_khz).unwrap();
-        Some(Self { kvm, vm, vcpus, memory, slots, caps, context })
+        Some(Self { kvm, vm, vcpus, memory, slots, caps, context, ring_size, rings: None })
     }
 
     pub(crate) fn refs(&self) -> Vec<&VcpuFd> {
         self.vcpus.iter().collect()
+    }
+
+    /// A log that is kept in its rings.
+    pub(crate) fn ring_log(&mut self) -> DirtyLog {
+        let (vm, slots, memory) = (self.vm.clone(), self.slots.clone(), self.memory.clone());
+        let size = self.ring_size.expect("it was made with rings");
+        let log = DirtyLog::with_rings(vm, slots, memory, &self.caps, &self.refs(), size).unwrap();
+        self.rings = log.rings().cloned();
+        log
     }
 
     /// What saving needs to know of the vCPUs as they are.
@@ -121,22 +147,43 @@ impl Machine {
 
     /// Has the guest write a word at `address` and at every `stride` bytes after it.
     pub(crate) fn guest_writes(&mut self, address: u64, stride: u64, count: u64) {
-        let vcpu = &mut self.vcpus[0];
-        let mut regs = vcpu.get_regs().unwrap();
-        (regs.rip, regs.rdi, regs.rbx, regs.rcx, regs.rax) = (CODE, address, stride, count, 0x5a5a);
-        vcpu.set_regs(&regs).unwrap();
-        run_to_end(vcpu);
+        vcpu_writes(
+            &mut self.vcpus[0],
+            self.rings.as_deref().map(|rings| (rings, 0)),
+            address,
+            stride,
+            count,
+            0x5a5a,
+        );
     }
 }
 
+/// What [`Machine::guest_writes`] does, with the vCPU (and its index, where it has a ring) and the word chosen.
+pub(crate) fn vcpu_writes(
+    vcpu: &mut VcpuFd,
+    rings: Option<(&Rings, usize)>,
+    address: u64,
+    stride: u64,
+    count: u64,
+    word: u32,
+) {
+    let mut regs = vcpu.get_regs().unwrap();
+    (regs.rip, regs.rdi, regs.rbx, regs.rcx, regs.rax) = (CODE, address, stride, count, word.into());
+    vcpu.set_regs(&regs).unwrap();
+    run_to_end(vcpu, rings);
+}
+
 /// Runs until the guest writes to the end port, and completes that write.
-pub(crate) fn run_to_end(vcpu: &mut VcpuFd) {
+fn run_to_end(vcpu: &mut VcpuFd, rings: Option<(&Rings, usize)>) {
     loop {
-        match vcpu.run() {
-            Ok(VcpuExit::IoOut(END_PORT, _)) => break,
-            Ok(VcpuExit::Intr) => {}
-            Err(e) if e.errno() == libc::EINTR => {}
-            other => panic!("the guest left with {other:?}"),
+        match (vcpu.run(), rings) {
+            (Ok(VcpuExit::IoOut(END_PORT, _)), _) => break,
+            (Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)), Some((rings, index))) => {
+                rings.make_room(index).unwrap();
+            }
+            (Ok(VcpuExit::Intr), _) => {}
+            (Err(e), _) if e.errno() == libc::EINTR => {}
+            (other, _) => panic!("the guest left with {other:?}"),
         }
     }
     vcpu.set_kvm_immediate_exit(1);

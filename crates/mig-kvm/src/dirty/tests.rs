@@ -8,6 +8,9 @@ use vm_memory::bitmap::AtomicBitmap;
 use super::*;
 use crate::testing::{CODE, Machine, PAGE, REGIONS};
 
+mod rings;
+mod rounds;
+
 /// Page index in the domain of [`REGIONS`] of a guest address.
 fn page_of(address: u64) -> u64 {
     let (second, _) = REGIONS[1];
@@ -30,9 +33,23 @@ fn pages(bitmap: &Bitmap) -> BTreeSet<u64> {
     runs(0, bitmap.words()).flat_map(|r| r.first..r.first + r.count).collect()
 }
 
-fn log(machine: &Machine, protection: Protection) -> DirtyLog {
+/// Every log there is.
+const ALL: [Protection; 3] = [Protection::Manual, Protection::OnRead, Protection::OnReset];
+
+/// A machine, with dirty rings where the log is kept in them.
+fn machine(protection: Protection) -> Option<Machine> {
+    let entries = (protection == Protection::OnReset).then_some(MOST_RING_ENTRIES);
+    Machine::with_rings(1, &REGIONS, entries)
+}
+
+fn log(machine: &mut Machine, protection: Protection) -> DirtyLog {
+    let source = match protection {
+        Protection::Manual => Source::Manual,
+        Protection::OnRead => Source::OnRead,
+        Protection::OnReset => return machine.ring_log(),
+    };
     let (vm, slots, memory) = (machine.vm.clone(), machine.slots.clone(), machine.memory.clone());
-    DirtyLog::with_protection(vm, slots, memory, &machine.caps, protection).unwrap()
+    DirtyLog::with_source(vm, slots, memory, &machine.caps, |_| Ok(source)).unwrap()
 }
 
 fn sync(log: &mut DirtyLog) -> BTreeSet<u64> {
@@ -55,13 +72,11 @@ fn rearm(log: &DirtyLog, pages: &BTreeSet<u64>) {
 
 /// A log that was started and of which every page was re-armed and found clean.
 fn clean(protection: Protection) -> Option<(Machine, DirtyLog)> {
-    let machine = Machine::new(1)?;
+    let mut machine = machine(protection)?;
     machine.load_writer();
-    let mut log = log(&machine, protection);
+    let mut log = log(&mut machine, protection);
     log.start().unwrap();
-    if protection == Protection::Manual {
-        rearm(&log, &all());
-    }
+    rearm(&log, &all());
     assert_eq!(sync(&mut log), BTreeSet::new());
     Some((machine, log))
 }
@@ -81,7 +96,7 @@ fn the_manual_log_is_chosen_where_kvm_has_it() {
 
 #[test]
 fn what_the_guest_writes_is_found_and_nothing_else() {
-    for protection in [Protection::Manual, Protection::OnRead] {
+    for protection in ALL {
         let Some((mut machine, mut log)) = clean(protection) else { return };
         machine.guest_writes(5 * PAGE, PAGE, 3);
         machine.guest_writes(REGIONS[1].0 + 699 * PAGE, PAGE, 1);
@@ -93,7 +108,7 @@ fn what_the_guest_writes_is_found_and_nothing_else() {
 
 #[test]
 fn what_this_process_writes_is_found_once() {
-    for protection in [Protection::Manual, Protection::OnRead] {
+    for protection in ALL {
         let Some((machine, mut log)) = clean(protection) else { return };
         machine.memory.write_obj(7u64, GuestAddress(9 * PAGE - 4)).unwrap();
         machine.memory.write_slice(&[1; 5000], GuestAddress(REGIONS[1].0)).unwrap();
@@ -125,11 +140,14 @@ fn the_bitmap_of_vm_memory_itself_serves_too() {
 
 #[test]
 fn our_writes_from_before_the_start_are_forgotten() {
-    let Some(machine) = Machine::new(1) else { return };
-    machine.load_writer();
-    let mut log = log(&machine, Protection::OnRead);
-    log.start().unwrap();
-    assert!(!sync(&mut log).contains(&page_of(CODE)));
+    // With the manual log every page is reported at first.
+    for protection in [Protection::OnRead, Protection::OnReset] {
+        let Some(mut machine) = machine(protection) else { return };
+        machine.load_writer();
+        let mut log = log(&mut machine, protection);
+        log.start().unwrap();
+        assert!(!sync(&mut log).contains(&page_of(CODE)), "{protection:?}");
+    }
 }
 
 #[test]
@@ -166,12 +184,12 @@ fn a_write_after_the_re_arming_is_found_and_one_before_it_is_not() {
 
 #[test]
 fn a_started_manual_log_reports_every_page_that_was_never_re_armed() {
-    let Some(machine) = Machine::new(1) else { return };
+    let Some(mut machine) = machine(Protection::Manual) else { return };
     if machine.caps.manual_dirty_log & 2 == 0 {
         eprintln!("SKIPPED: KVM has no KVM_DIRTY_LOG_INITIALLY_SET");
         return;
     }
-    let mut log = log(&machine, Protection::Manual);
+    let mut log = log(&mut machine, Protection::Manual);
     log.start().unwrap();
     assert_eq!(sync(&mut log), all());
     rearm(&log, &(0..512).collect());
@@ -180,15 +198,20 @@ fn a_started_manual_log_reports_every_page_that_was_never_re_armed() {
 
 #[test]
 fn stopping_ends_the_log_and_starting_again_begins_a_new_one() {
-    let Some((mut machine, mut log)) = clean(Protection::Manual) else { return };
-    log.stop().unwrap();
-    log.stop().unwrap();
-    machine.guest_writes(5 * PAGE, PAGE, 1);
-    assert_eq!(sync(&mut log), BTreeSet::new());
-    log.start().unwrap();
-    rearm(&log, &all());
-    machine.guest_writes(7 * PAGE, PAGE, 1);
-    assert_eq!(sync(&mut log), BTreeSet::from([7]));
+    for protection in ALL {
+        let Some((mut machine, mut log)) = clean(protection) else { return };
+        machine.guest_writes(5 * PAGE, PAGE, 2);
+        assert_eq!(sync(&mut log), BTreeSet::from([5, 6]));
+        machine.guest_writes(8 * PAGE, PAGE, 1);
+        log.stop().unwrap();
+        log.stop().unwrap();
+        machine.guest_writes(6 * PAGE, PAGE, 1);
+        assert_eq!(sync(&mut log), BTreeSet::new(), "{protection:?}");
+        log.start().unwrap();
+        rearm(&log, &all());
+        machine.guest_writes(7 * PAGE, PAGE, 1);
+        assert_eq!(sync(&mut log), BTreeSet::from([7]), "{protection:?}");
+    }
 }
 
 /// KVM has no log to read of a slot that lacks the flag (kvm_get_dirty_log in virt/kvm/kvm_main.c): whatever is
@@ -213,14 +236,35 @@ fn no_slot_is_logged_any_more_once_the_log_was_stopped() {
 
 #[test]
 fn windows_that_are_no_slot_s_are_refused() {
-    let Some((_machine, log)) = clean(Protection::Manual) else { return };
-    let refused = |first, words: &[u64]| log.rearm_window(first, words).is_err();
-    assert!(refused(1100, &[1]), "between the regions");
-    assert!(refused(8, &[1]), "no multiple of 64");
-    assert!(refused(1024, &[0b1000]), "past the end of a region of 1027 pages");
-    assert!(refused(1024, &[1, 1]), "past the end by a word");
-    assert!(refused(1 << 40, &[1]));
-    assert!(!refused(1024, &[0b111]) && !refused(1024, &[1, 0]) && !refused(0, &[]));
+    for protection in ALL {
+        let Some((_machine, log)) = clean(protection) else { return };
+        let refused = |first, words: &[u64]| log.rearm_window(first, words).is_err();
+        assert!(refused(1100, &[1]), "between the regions");
+        assert!(refused(8, &[1]), "no multiple of 64");
+        assert!(refused(1024, &[0b1000]), "past the end of a region of 1027 pages");
+        assert!(refused(1024, &[1, 1]), "past the end by a word");
+        assert!(refused(1 << 40, &[1]));
+        assert!(!refused(1024, &[0b111]) && !refused(1024, &[1, 0]) && !refused(0, &[]));
+    }
+}
+
+/// MSR_KVM_WALL_CLOCK_NEW: KVM writes the time of day to the address that it is set to (kvm_write_wall_clock in
+/// arch/x86/kvm/x86.c).
+const WALL_CLOCK: u32 = 0x4b56_4d00;
+
+#[test]
+fn what_kvm_writes_for_a_guest_that_does_not_run_is_found() {
+    for protection in ALL {
+        let Some((machine, mut log)) = clean(protection) else { return };
+        let entry = kvm_bindings::kvm_msr_entry { index: WALL_CLOCK, data: 5 * PAGE, ..Default::default() };
+        assert_eq!(
+            machine.vcpus[0].set_msrs(&kvm_bindings::Msrs::from_entries(&[entry]).unwrap()).unwrap(),
+            1
+        );
+        let version: u32 = machine.memory.read_obj(GuestAddress(5 * PAGE)).unwrap();
+        assert_ne!(version, 0, "it was written");
+        assert_eq!(sync(&mut log), BTreeSet::from([5]), "{protection:?}");
+    }
 }
 
 #[test]
@@ -240,10 +284,12 @@ fn slots_that_are_not_the_memory_s_regions_are_refused() {
 
 #[test]
 fn five_hundred_random_operations_agree_with_sets_of_pages() {
-    for protection in [Protection::Manual, Protection::OnRead] {
+    for protection in ALL {
         let Some((mut machine, mut log)) = clean(protection) else { return };
         // What KVM's log and our own bitmap hold, and what the engine still has to send.
         let (mut logged, mut own, mut pending) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        // What a reset of the rings re-arms.
+        let mut reported = BTreeSet::new();
         let mut seed = 0x9e37_79b9_7f4a_7c15u64;
         let mut random = |below: u64| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -268,17 +314,22 @@ fn five_hundred_random_operations_agree_with_sets_of_pages() {
                     assert_eq!(found, &logged | &own, "{protection:?}");
                     pending.extend(found);
                     own.clear();
-                    if protection == Protection::OnRead {
-                        logged.clear();
+                    match protection {
+                        Protection::Manual => {}
+                        Protection::OnRead => logged.clear(),
+                        Protection::OnReset => reported.clone_from(&logged),
                     }
                 }
                 _ => {
                     let sent: BTreeSet<u64> = pending.iter().copied().filter(|_| random(3) > 0).collect();
                     rearm(&log, &sent);
                     pending.retain(|p| !sent.contains(p));
-                    if protection == Protection::Manual {
-                        logged.retain(|p| !sent.contains(p));
+                    match protection {
+                        Protection::Manual => logged.retain(|p| !sent.contains(p)),
+                        Protection::OnRead => {}
+                        Protection::OnReset => logged.retain(|p| !reported.contains(p)),
                     }
+                    reported.clear();
                 }
             }
         }

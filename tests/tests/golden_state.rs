@@ -37,7 +37,13 @@ fn kvm() -> bool {
 /// A paused machine whose guest has filled every register, with input waiting at its serial port.
 fn machine() -> Machine {
     let workload = Workload::BuiltIn("state".parse().unwrap());
-    let config = MachineConfig { memory_bytes: 16 << 20, vcpus: VCPUS, workload, console: Console::none() };
+    let config = MachineConfig {
+        memory_bytes: 16 << 20,
+        vcpus: VCPUS,
+        workload,
+        console: Console::none(),
+        tracking: mig_vmm::Tracking::default(),
+    };
     let mut machine = Machine::boot(config).unwrap();
     machine.run().unwrap();
     let (monitor, started) = (machine.monitor(), Instant::now());

@@ -20,7 +20,7 @@ use crate::event::Event;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::holder::{End, Holder, Interrupted};
-use crate::options::{RecvOptions, SendOptions};
+use crate::options::{DirtyLog, RecvOptions, SendOptions};
 use crate::output::Output;
 use crate::recv;
 use crate::send::{boot, started};
@@ -224,6 +224,7 @@ pub fn receiver(control: &Path) -> Result<Exit, Failure> {
         control: Some(control.to_owned()),
         console: Some(ConsoleTo::None),
         max_memory: None,
+        dirty_log: DirtyLog::Bitmap,
         lease: None,
         json: true,
     };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgGroup, Parser};
+use clap::{ArgGroup, Parser, ValueEnum};
 use mig::Address;
 
 use crate::console::ConsoleTo;
@@ -77,7 +77,7 @@ pub struct SendOptions {
     pub cmdline: Option<String>,
     /// Tell the holder of a guest to move it, or to --resolve: the --control path of a mig-send or mig-recv
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
-    #[arg(conflicts_with_all = ["memory", "cpus", "after", "control", "console", "lease"])]
+    #[arg(conflicts_with_all = ["memory", "cpus", "dirty_log", "after", "control", "console", "lease"])]
     pub vm: Option<PathBuf>,
     /// Decide about a guest in doubt that the holder holds paused. resume: the other side does not run it and
     /// never will; if that is wrong, two guests run. discard: the other side runs it
@@ -96,6 +96,9 @@ pub struct SendOptions {
     /// The guest's vCPUs, 1 to 32
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u8).range(1..=32))]
     pub cpus: u8,
+    /// How KVM notes what the guest writes while it moves
+    #[arg(long, value_name = "WHAT", default_value = "bitmap")]
+    pub dirty_log: DirtyLog,
     /// How long the guest runs before it moves
     #[arg(long, value_name = "TIME", default_value = "2s", requires = "to", value_parser = parse_duration)]
     pub after: Duration,
@@ -136,6 +139,24 @@ pub struct SendOptions {
     pub json: bool,
 }
 
+/// How KVM notes what a guest writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DirtyLog {
+    /// A bit for each page; the better choice as a rule
+    Bitmap,
+    /// A list for each vCPU, which tells who writes; suits large guests that write few pages. Linux 5.11 or later
+    Ring,
+}
+
+impl From<DirtyLog> for mig_vmm::Tracking {
+    fn from(choice: DirtyLog) -> Self {
+        match choice {
+            DirtyLog::Bitmap => Self::Bitmap,
+            DirtyLog::Ring => Self::RING,
+        }
+    }
+}
+
 /// How many page channels: a number, or none for `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Channels(pub Option<u16>);
@@ -173,6 +194,9 @@ pub struct RecvOptions {
     /// Refuse guests with more memory than this
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_memory: Option<u64>,
+    /// How KVM notes what the guest writes when it moves on
+    #[arg(long, value_name = "WHAT", default_value = "bitmap")]
+    pub dirty_log: DirtyLog,
     /// Print events as JSON, an object a line
     #[arg(long)]
     pub json: bool,
@@ -278,6 +302,19 @@ mod tests {
         assert_eq!(short.migrate(short.to.as_ref().unwrap()).downtime_ms, Some(1));
         assert!(
             recv("--listen tcp:0.0.0.0:0 --control unix:/x --console none --max-memory 1GiB --json").is_ok()
+        );
+    }
+
+    #[test]
+    fn the_dirty_log_is_a_bitmap_unless_a_ring_is_asked_for() {
+        let tracking = |line| mig_vmm::Tracking::from(send(line).unwrap().dirty_log);
+        assert_eq!(tracking("--guest idle"), mig_vmm::Tracking::Bitmap);
+        assert_eq!(tracking("--guest idle --dirty-log ring"), mig_vmm::Tracking::RING);
+        assert_eq!(recv("--listen tcp:h:1").unwrap().dirty_log, DirtyLog::Bitmap);
+        assert_eq!(recv("--listen tcp:h:1 --dirty-log ring").unwrap().dirty_log, DirtyLog::Ring);
+        assert!(
+            send("--vm unix:/x --to tcp:h:1 --dirty-log ring").is_err(),
+            "it was chosen when the guest began"
         );
     }
 

@@ -19,7 +19,7 @@ use crate::machine::{Arrival, View};
 use crate::options::RecvOptions;
 use crate::output::{Output, Stream};
 use crate::send::stdout_is_taken;
-use crate::vmm::{Arriving, receive};
+use crate::vmm::{Arriving, receive, start_failure};
 
 const SIDE: &str = "destination";
 
@@ -49,6 +49,8 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
         return Err(stdout_is_taken(SIDE));
     }
     kvm_can_be_opened()?;
+    let tracking = mig_vmm::Tracking::from(options.dirty_log);
+    tracking.check().map_err(|e| start_failure(SIDE, &e))?;
     let arbiter = lease::open(&options.lease, SIDE)?;
     let typed = *console == ConsoleTo::Stdio;
     let console = console.open(SIDE)?;
@@ -56,7 +58,7 @@ pub(crate) fn run_with(options: &RecvOptions, console: &ConsoleTo, output: &Outp
         .map_err(|fault| Failure { step: "listen".into(), ..Failure::from(fault) })?;
     let mut server = Server::bind(&control_path(&options.control, "mig-recv"))?;
     let guests_console = console.clone();
-    let mut receiver = Receiver::new(move || guests_console.clone());
+    let mut receiver = Receiver::new(move || guests_console.clone()).tracking(tracking);
     if let Some(bytes) = options.max_memory {
         receiver = receiver.max_memory_bytes(bytes);
     }

@@ -66,7 +66,13 @@ pub(crate) fn boot(options: &SendOptions, console: Console) -> Result<Machine, F
         (Some(guest), None) => mig_vmm::Workload::BuiltIn(guest.clone()),
         (None, None) => mig_vmm::Workload::BuiltIn(Guest::Clock),
     };
-    let config = MachineConfig { memory_bytes: options.memory, vcpus: options.cpus, workload, console };
+    let config = MachineConfig {
+        memory_bytes: options.memory,
+        vcpus: options.cpus,
+        workload,
+        console,
+        tracking: options.dirty_log.into(),
+    };
     let mut machine = Machine::boot(config).map_err(|e| start_failure(SIDE, &e))?;
     machine.run().map_err(|e| start_failure(SIDE, &e))?;
     Ok(machine)

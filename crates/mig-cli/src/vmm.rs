@@ -9,7 +9,7 @@ use mig::{
     Address, BoxError, Control, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
     ReceiveOptions, Refusal, RestoreState, RunPermit, Section,
 };
-use mig_vmm::{IncomingMachine, Machine, Monitor, Receiver, VmmError};
+use mig_vmm::{IncomingMachine, KvmError, Machine, Monitor, Receiver, VmmError};
 
 use crate::failure::{Failure, chain};
 use crate::machine::{Arrival, GuestEnd, Held, Machine as HeldMachine, Moving, Settings, View};
@@ -23,6 +23,9 @@ pub fn start_failure(side: &str, error: &VmmError) -> Failure {
         VmmError::Vcpus { .. } => "choose another --cpus",
         VmmError::Memory(_) => "give the guest less --memory, or free some",
         VmmError::Boot(error) => error.remedy(),
+        VmmError::State(KvmError::NoDirtyRings) => {
+            "take --dirty-log bitmap, or a host with Linux 5.11 or later whose KVM has them"
+        }
         _ => "see the cause",
     };
     let failure = Failure::new(side, "start", chain(error), remedy);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Program, hop, hops, kvm_is_there, mig_send};
+use support::{Program, hop, hops, kvm_is_there, mig_recv, mig_send};
 
 /// Starts a sender with `guest` options that sends to `to` after a moment, and waits until it has moved.
 fn send_first(guest: &[&str], to: &str, control: &Path) -> Value {
@@ -97,6 +97,41 @@ fn a_guest_that_dirties_its_memory_moves_with_every_digest_and_stamp_right() {
             holder.quit();
         }
     }
+}
+
+#[test]
+fn a_guest_whose_vcpus_keep_dirty_rings_moves_on_from_one_that_has_them_too() {
+    if !kvm_is_there() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = |n: usize| directory.path().join(format!("{n}.sock"));
+    let receiver = |n: usize| {
+        let mut command = mig_recv();
+        command.args(["--listen", "tcp:127.0.0.1:0", "--console", "none", "--dirty-log", "ring"]);
+        let receiver = Program::start(command, &socket(n));
+        let address = receiver.event("listening")["addr"].as_str().expect("an address").to_owned();
+        (receiver, address)
+    };
+    let guest = ["--guest", "dirtier:rate=100MiB,working-set=64MiB,pattern=random", "--memory", "256MiB"];
+    let options = [&guest[..], &["--cpus", "2", "--dirty-log", "ring"]].concat();
+    let (mut holder, address) = receiver(0);
+    let mut report = send_first(&options, &address, &directory.path().join("send.sock"));
+    for n in 1..hops(3) {
+        tell("dirtier, rings,", n, &report);
+        assert_eq!(report["verify"], "ok", "{report}");
+        let check = holder.ask(&serde_json::json!({"cmd": "check"}));
+        assert_eq!(check["ok"], true, "the stamps, seen from the host: {check}");
+        holder.assert_guest_goes_on();
+        let (next, address) = receiver(n);
+        report = hop(&holder, &address, &["--verify"]);
+        let (status, stderr) = holder.end();
+        assert!(status.success(), "{status}\n{stderr}");
+        holder = next;
+    }
+    tell("dirtier, rings,", hops(3), &report);
+    holder.assert_guest_goes_on();
+    holder.quit();
 }
 
 fn memtest() -> Option<PathBuf> {

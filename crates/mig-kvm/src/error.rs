@@ -19,6 +19,8 @@ pub enum KvmError {
     Msr { call: &'static str, index: u32, value: u64 },
     #[error("kvm lacks {what}")]
     Missing { what: &'static str },
+    #[error("kvm lacks dirty rings (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, or KVM_CAP_DIRTY_LOG_RING)")]
+    NoDirtyRings,
     #[error("memory slot {slot} is not a region of guest memory: {why}")]
     Slot { slot: u32, why: &'static str },
     #[error("pages {first_page}..{end_page} do not lie within one memory slot")]

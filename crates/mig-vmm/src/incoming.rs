@@ -19,6 +19,7 @@ use crate::memory;
 use crate::monitor::Monitor;
 use crate::platform::{Platform, open_kvm};
 use crate::sections;
+use crate::tracking::Tracking;
 
 /// What opening the gate takes as a rule, until the last vCPU is in (measured on two cores: 0.03 to 0.1 ms with two).
 fn expected_resume(vcpus: usize) -> Duration {
@@ -31,17 +32,24 @@ pub struct Receiver {
     console: Box<dyn FnMut() -> Console + Send>,
     /// The most memory that a guest may have, if it is to be less than the host has.
     max_memory_bytes: Option<u64>,
+    /// How the machines' writes are found when they move on.
+    tracking: Tracking,
 }
 
 impl Receiver {
     /// A receiver whose machines write to what `console` makes.
     pub fn new(console: impl FnMut() -> Console + Send + 'static) -> Self {
-        Self { console: Box::new(console), max_memory_bytes: None }
+        Self { console: Box::new(console), max_memory_bytes: None, tracking: Tracking::default() }
     }
 
     /// Refuses guests with more memory than this.
     pub fn max_memory_bytes(self, bytes: u64) -> Self {
         Self { max_memory_bytes: Some(bytes), ..self }
+    }
+
+    /// Chooses how the machines' writes are found when they move on.
+    pub fn tracking(self, tracking: Tracking) -> Self {
+        Self { tracking, ..self }
     }
 
     fn refusals(&self, description: &Description) -> Vec<Refusal> {
@@ -87,7 +95,7 @@ impl Incoming for Receiver {
         if !refusals.is_empty() {
             return Err(refusals);
         }
-        let made = Platform::new(total(description), description.vcpus, (self.console)())
+        let made = Platform::new(total(description), description.vcpus, (self.console)(), self.tracking)
             .and_then(|platform| with_cpu(platform, description));
         let ready = made.map_err(|e| {
             let remedy = match e {

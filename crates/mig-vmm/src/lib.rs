@@ -20,6 +20,7 @@ mod platform;
 mod sections;
 #[cfg(test)]
 mod tests;
+mod tracking;
 mod vcpu;
 pub mod workload;
 
@@ -28,6 +29,7 @@ pub use console::{Console, Unwritten};
 pub use error::VmmError;
 pub use incoming::{IncomingMachine, Receiver};
 pub use machine::{Machine, MachineConfig};
-pub use mig_kvm::{GuestTime, TimePlan};
+pub use mig_kvm::{GuestTime, KvmError, TimePlan};
 pub use monitor::{End, Fed, Monitor, RunState};
 pub use sections::text as section_text;
+pub use tracking::Tracking;

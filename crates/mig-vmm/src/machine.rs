@@ -19,6 +19,7 @@ use crate::layout;
 use crate::monitor::{End, Monitor, RunState};
 use crate::platform::{Platform, check_size};
 use crate::sections;
+use crate::tracking::Tracking;
 use crate::workload::{Guest, Verified};
 
 /// How long vCPUs may take to stop. They stop within a fraction of a millisecond, unless the host is
@@ -45,6 +46,8 @@ pub struct MachineConfig {
     pub workload: Workload,
     /// Where its serial output goes.
     pub console: Console,
+    /// How its writes are found when it moves.
+    pub tracking: Tracking,
 }
 
 /// A virtual machine. Dropping it ends it, whatever it is doing.
@@ -67,9 +70,9 @@ impl Machine {
     /// # Errors
     /// What is wrong with the configuration, its files or the host, with a remedy.
     pub fn boot(config: MachineConfig) -> Result<Self, VmmError> {
-        let MachineConfig { memory_bytes, vcpus, workload, console } = config;
+        let MachineConfig { memory_bytes, vcpus, workload, console, tracking } = config;
         check_size(memory_bytes, vcpus.into())?;
-        let mut platform = Platform::new(memory_bytes, vcpus.into(), console)?;
+        let mut platform = Platform::new(memory_bytes, vcpus.into(), console, tracking)?;
         platform.set_cpuid()?;
         let tsc_khz = lock(&platform.vcpus[0])
             .get_tsc_khz()
@@ -154,6 +157,7 @@ impl Machine {
             status: self.platform.status.clone(),
             bus: self.platform.bus.clone(),
             memory: self.platform.memory.clone(),
+            rings: self.platform.log.rings().cloned(),
             vcpus: self.platform.vcpus.len() as u8,
             memory_bytes: self.platform.memory_bytes,
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use mig_kvm::Rings;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, lock};
@@ -105,6 +106,7 @@ pub struct Monitor {
     pub(crate) status: Arc<Status>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) memory: Arc<Ram>,
+    pub(crate) rings: Option<Arc<Rings>>,
     pub(crate) vcpus: u8,
     pub(crate) memory_bytes: u64,
 }
@@ -133,6 +135,12 @@ impl Monitor {
     /// How much memory it has.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes
+    }
+
+    /// How many pages each vCPU has written since its last move began ([`Rings::written_by_vcpu`]): of two answers
+    /// the difference tells whom to slow. `None` where KVM does not tell vCPUs apart ([`crate::Tracking::Bitmap`]).
+    pub fn written_by_vcpu(&self) -> Option<Vec<u64>> {
+        self.rings.as_ref().map(|rings| rings.written_by_vcpu())
     }
 
     /// The VGA text page: 25 rows, without the blanks at their ends. Anything that is not printable ASCII is

@@ -24,6 +24,7 @@ use crate::error::VmmError;
 use crate::layout::{self, KVM_IDENTITY_MAP, KVM_TSS, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
 use crate::memory::{self, Ram};
 use crate::monitor::Status;
+use crate::tracking::Tracking;
 use crate::vcpu::VcpuThread;
 
 /// The parts of a machine. The order of fields is the order of their end: log and vCPUs before their VM.
@@ -65,7 +66,12 @@ pub(crate) fn check_size(memory_bytes: u64, vcpus: u32) -> Result<u8, VmmError> 
 
 impl Platform {
     /// Makes everything; memory is zero and not touched, vCPUs are as after a reset, without CPUID.
-    pub(crate) fn new(memory_bytes: u64, vcpus: u32, console: Console) -> Result<Self, VmmError> {
+    pub(crate) fn new(
+        memory_bytes: u64,
+        vcpus: u32,
+        console: Console,
+        tracking: Tracking,
+    ) -> Result<Self, VmmError> {
         let count = check_size(memory_bytes, vcpus)?;
         let kvm = open_kvm()?;
         let memory = Arc::new(memory::map(&layout::regions(memory_bytes))?);
@@ -73,6 +79,7 @@ impl Platform {
         let vm = Arc::new(kvm.create_vm().map_err(VmmError::kvm("creating a VM"))?);
         let caps = Caps::probe(&kvm, &vm)?;
         caps.enable(&vm)?;
+        let rings = tracking.enable(&vm, &caps)?;
         vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(VmmError::kvm("placing the identity map"))?;
         vm.set_tss_address(KVM_TSS as usize).map_err(VmmError::kvm("placing the task state segment"))?;
         vm.create_irq_chip().map_err(VmmError::kvm("creating the interrupt controllers"))?;
@@ -80,15 +87,21 @@ impl Platform {
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(VmmError::kvm("creating the timer"))?;
         let slots = add_slots(&vm, &memory)?;
-        let log = DirtyLog::new(vm.clone(), slots, memory.clone(), &caps)?;
 
         let fds = (0..count)
-            .map(|id| vm.create_vcpu(id.into()).map(Mutex::new).map_err(VmmError::kvm("creating a vCPU")))
-            .collect::<Result<Arc<[_]>, _>>()?;
-        let host_tsc_khz = vcpu::host_tsc_khz(&crate::bus::lock(&fds[0]))?;
+            .map(|id| vm.create_vcpu(id.into()).map_err(VmmError::kvm("creating a vCPU")))
+            .collect::<Result<Vec<_>, _>>()?;
+        let log = match rings {
+            None => DirtyLog::new(vm.clone(), slots, memory.clone(), &caps)?,
+            Some(size) => {
+                let vcpus: Vec<&VcpuFd> = fds.iter().collect();
+                DirtyLog::with_rings(vm.clone(), slots, memory.clone(), &caps, &vcpus, size)?
+            }
+        };
+        let host_tsc_khz = vcpu::host_tsc_khz(&fds[0])?;
         let mut platform = Self {
             log,
-            vcpus: fds,
+            vcpus: fds.into_iter().map(Mutex::new).collect(),
             threads: Vec::new(),
             gate: Arc::new(Gate::new(count.into())?),
             bus: Arc::new(Bus::new(vm.clone(), console, memory_bytes)),
@@ -115,6 +128,7 @@ impl Platform {
                 gate: self.gate.clone(),
                 bus: self.bus.clone(),
                 status: self.status.clone(),
+                rings: self.log.rings().cloned(),
             };
             let named = std::thread::Builder::new().name(format!("vcpu-{index}"));
             self.threads.push(named.spawn(move || thread.run()).map_err(VmmError::Thread)?);

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::bus::lock;
 use crate::monitor::{End, RunState};
-use crate::{Console, IncomingMachine, Machine, MachineConfig, Receiver, Workload};
+use crate::{Console, IncomingMachine, Machine, MachineConfig, Receiver, Tracking, Workload};
 
 mod arrivals;
 mod cancels;
@@ -18,6 +18,7 @@ mod devices;
 mod execution;
 mod guests;
 mod memtest;
+mod rings;
 
 /// How long a test waits for something that comes at once on an idle host.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -85,7 +86,14 @@ fn machine_of(code: &[u8], console: Console) -> Machine {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bzimage(code)).unwrap();
     let workload = Workload::Kernel { kernel: file.path().into(), initrd: None, cmdline: "one two".into() };
-    Machine::boot(MachineConfig { memory_bytes: 4 << 20, vcpus: 1, workload, console }).unwrap()
+    Machine::boot(MachineConfig {
+        memory_bytes: 4 << 20,
+        vcpus: 1,
+        workload,
+        console,
+        tracking: Tracking::default(),
+    })
+    .unwrap()
 }
 
 /// Moves a machine within this process: everything but the engine. `edit` sees the sections on their way.

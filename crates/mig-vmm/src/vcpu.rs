@@ -7,9 +7,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, kvm_run};
+use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, KVM_SYSTEM_EVENT_RESET, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use mig_kvm::{ExitHandler, Flow, Gate};
+use mig_kvm::{ExitHandler, Flow, Gate, Rings};
 use vmm_sys_util::errno;
 
 use crate::bus::{Bus, lock};
@@ -27,6 +27,7 @@ pub(crate) struct VcpuThread {
     pub(crate) gate: Arc<Gate>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) status: Arc<Status>,
+    pub(crate) rings: Option<Arc<Rings>>,
 }
 
 impl VcpuThread {
@@ -80,6 +81,15 @@ impl Exits<'_> {
         Flow::Stop
     }
 
+    /// Waits for the log's lock at most, which nobody holds who waits for this vCPU to stop.
+    fn make_room(&self) -> Flow {
+        match self.thread.rings.as_ref().map(|rings| rings.make_room(self.thread.index)) {
+            Some(Ok(())) => Flow::Continue,
+            Some(Err(error)) => self.give_up(format_args!("its dirty ring is full: {error}")),
+            None => self.give_up("its dirty ring is full, and it has none"),
+        }
+    }
+
     fn give_up(&self, reason: impl std::fmt::Display) -> Flow {
         self.stop(End::Error(format!("vCPU {}: {reason}", self.thread.index)))
     }
@@ -114,6 +124,7 @@ impl ExitHandler for Exits<'_> {
             VcpuExit::FailEntry(reason, _) => {
                 self.give_up(format_args!("KVM cannot enter the guest (reason {reason:#x})"))
             }
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => self.make_room(),
             other => self.give_up(format_args!("KVM exited with {other:?}, which nobody asked for")),
         }
     }

@@ -14,7 +14,8 @@
 //! - A ring that is full is harvested and reset by its vCPU's thread. What it held is noted in `pending` first,
 //!   under the lock that `report` takes: the next report tells of it, and pages are read after that.
 //! - In the pause nothing is reset: no vCPU runs, and if the guest is resumed after all, its pages are still open
-//!   and are told of again. So the last report costs what its entries do.
+//!   and are told of again. So the last report costs what its entries do. (Where rings run over, each report
+//!   resets; see `harvest`.)
 //!
 //! What KVM itself writes for a guest it notes in the ring of the vCPU that is loaded (kvm_get_running_vcpu in
 //! mark_page_dirty_in_slot, virt/kvm/kvm_main.c), which one is in each of its ioctls, not in KVM_RUN only:
@@ -77,7 +78,7 @@ impl RingSize {
     /// `entries` for each vCPU, rounded up to a power of two between 1024 and what KVM takes.
     ///
     /// # Errors
-    /// [`KvmError::Missing`] when this KVM has none; the kernel's refusal, when the VM has vCPUs or rings.
+    /// [`KvmError::NoDirtyRings`]; the kernel's refusal, when the VM has vCPUs or rings.
     pub fn enable(vm: &VmFd, caps: &Caps, entries: u32) -> Result<Self, KvmError> {
         let (cap, most_bytes, call) = best(caps)?;
         let most = u32::try_from(most_bytes / ENTRY_BYTES as u64).unwrap_or(MOST_RING_ENTRIES);
@@ -95,7 +96,7 @@ impl RingSize {
 /// Whether this KVM has dirty rings.
 ///
 /// # Errors
-/// [`KvmError::Missing`] names the capabilities of which it has none.
+/// [`KvmError::NoDirtyRings`] names the capabilities of which it has none.
 pub fn supported(caps: &Caps) -> Result<(), KvmError> {
     best(caps).map(drop)
 }
@@ -104,9 +105,7 @@ pub fn supported(caps: &Caps) -> Result<(), KvmError> {
 /// orders them by itself.
 fn best(caps: &Caps) -> Result<(u32, u64, &'static str), KvmError> {
     match (caps.dirty_ring_acq_rel_bytes, caps.dirty_ring_bytes) {
-        (0, 0) => Err(KvmError::Missing {
-            what: "dirty rings (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, or KVM_CAP_DIRTY_LOG_RING)",
-        }),
+        (0, 0) => Err(KvmError::NoDirtyRings),
         (0, bytes) => Ok((KVM_CAP_DIRTY_LOG_RING, bytes, "KVM_CAP_DIRTY_LOG_RING")),
         (bytes, _) => Ok((KVM_CAP_DIRTY_LOG_RING_ACQ_REL, bytes, "KVM_CAP_DIRTY_LOG_RING_ACQ_REL")),
     }

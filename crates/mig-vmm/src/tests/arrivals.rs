@@ -102,9 +102,15 @@ fn what_was_asked_for_wrongly_is_refused_with_the_limits() {
     }
     let boot = |memory_bytes, vcpus| {
         let workload = Workload::BuiltIn("idle".parse().unwrap());
-        Machine::boot(MachineConfig { memory_bytes, vcpus, workload, console: Console::none() })
-            .expect_err("refused")
-            .to_string()
+        Machine::boot(MachineConfig {
+            memory_bytes,
+            vcpus,
+            workload,
+            console: Console::none(),
+            tracking: Tracking::default(),
+        })
+        .expect_err("refused")
+        .to_string()
     };
     assert!(boot(1 << 20, 1).contains("2097152 to "));
     assert!(boot((4 << 20) + 1, 1).contains("whole pages"));

@@ -42,7 +42,13 @@ fn kvm_logs_no_page_any_more_after_a_cancel() {
         return;
     }
     let workload = Workload::BuiltIn("dirtier:rate=20MiB,working-set=4MiB".parse().unwrap());
-    let config = MachineConfig { memory_bytes: MEMORY_BYTES, vcpus: 1, workload, console: Console::none() };
+    let config = MachineConfig {
+        memory_bytes: MEMORY_BYTES,
+        vcpus: 1,
+        workload,
+        console: Console::none(),
+        tracking: Tracking::default(),
+    };
     let mut machine = Machine::boot(config).unwrap();
     machine.run().unwrap();
     let vm = machine.platform.vm.clone();

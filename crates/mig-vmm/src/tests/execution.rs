@@ -197,7 +197,13 @@ fn a_second_vcpu_waits_for_its_start_up_signal_and_then_runs() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bzimage(&code)).unwrap();
     let workload = Workload::Kernel { kernel: file.path().into(), initrd: None, cmdline: String::new() };
-    let config = MachineConfig { memory_bytes: 4 << 20, vcpus: 2, workload, console: Console::none() };
+    let config = MachineConfig {
+        memory_bytes: 4 << 20,
+        vcpus: 2,
+        workload,
+        console: Console::none(),
+        tracking: Tracking::default(),
+    };
     let mut machine = Machine::boot(config).unwrap();
     let monitor = machine.monitor();
     machine.run().unwrap();
@@ -236,7 +242,13 @@ fn an_elf_kernel_is_entered_with_the_pvh_start_info() {
     std::fs::write(&kernel, elf(&code)).unwrap();
     std::fs::write(&initrd, b"initrd").unwrap();
     let workload = Workload::Kernel { kernel, initrd: Some(initrd), cmdline: "one two".into() };
-    let config = MachineConfig { memory_bytes: 4 << 20, vcpus: 1, workload, console: Console::none() };
+    let config = MachineConfig {
+        memory_bytes: 4 << 20,
+        vcpus: 1,
+        workload,
+        console: Console::none(),
+        tracking: Tracking::default(),
+    };
     let mut machine = Machine::boot(config).unwrap();
     let monitor = machine.monitor();
     machine.run().unwrap();

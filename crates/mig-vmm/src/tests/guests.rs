@@ -6,7 +6,14 @@ use super::*;
 
 fn boot(memory_bytes: u64, vcpus: u8, guest: &str) -> Machine {
     let workload = Workload::BuiltIn(guest.parse().unwrap());
-    Machine::boot(MachineConfig { memory_bytes, vcpus, workload, console: Console::none() }).unwrap()
+    Machine::boot(MachineConfig {
+        memory_bytes,
+        vcpus,
+        workload,
+        console: Console::none(),
+        tracking: Tracking::default(),
+    })
+    .unwrap()
 }
 
 /// Waits for more heartbeats than `from`.
@@ -76,7 +83,13 @@ fn a_guest_with_memory_above_4_gib_runs() {
 fn survives(guest: &str, vcpus: u8, hops: usize) {
     let text = Text::default();
     let workload = Workload::BuiltIn(guest.parse().unwrap());
-    let config = MachineConfig { memory_bytes: 16 << 20, vcpus, workload, console: text.console() };
+    let config = MachineConfig {
+        memory_bytes: 16 << 20,
+        vcpus,
+        workload,
+        console: text.console(),
+        tracking: Tracking::default(),
+    };
     let mut machine = Machine::boot(config).unwrap();
     for hop_number in 0..=hops {
         machine.run().unwrap();

@@ -14,8 +14,14 @@ fn memtest() -> Option<PathBuf> {
 
 fn boot(kernel: PathBuf) -> Machine {
     let workload = Workload::Kernel { kernel, initrd: None, cmdline: "nosmp".into() };
-    Machine::boot(MachineConfig { memory_bytes: 24 << 20, vcpus: 1, workload, console: Console::none() })
-        .unwrap()
+    Machine::boot(MachineConfig {
+        memory_bytes: 24 << 20,
+        vcpus: 1,
+        workload,
+        console: Console::none(),
+        tracking: Tracking::default(),
+    })
+    .unwrap()
 }
 
 /// What the screen says of the work done, and that it says nothing of errors.

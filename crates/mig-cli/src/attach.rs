@@ -4,12 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::bandwidth::Cap;
 use crate::control::{Answer, Client, Finished, Migrate, Request, Word};
 use crate::event::{Event, Report};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::signals::{Signal, on_signal};
+use crate::units;
 
 /// Asks the holder at `path`, and waits for the end.
 ///
@@ -50,6 +52,31 @@ pub fn resolve(path: &Path, word: Word, output: &Output) -> Result<Exit, Failure
         Finished::Lost(failure) => {
             output.tell(Event::Error(failure));
             Exit::InDoubt
+        }
+    })
+}
+
+/// Has the holder at `path` cap the migration that runs, or lift its cap.
+///
+/// # Errors
+/// There is no holder: nothing was done.
+pub fn set_bandwidth(path: &Path, rate: Cap, output: &Output) -> Result<Exit, Failure> {
+    let mut client = Client::connect(path)?;
+    Ok(match client.ask(&Request::Bandwidth { rate }, |_| {}) {
+        Finished::Answered(answer) if answer.is_ok() => {
+            output.note(match rate.0 {
+                Some(rate) => format!("the rounds take at most {} from now on", units::rate(rate)),
+                None => "the rounds take what the link gives from now on".into(),
+            });
+            Exit::Done
+        }
+        Finished::Answered(answer) => {
+            output.tell(Event::Error(reason(&answer)));
+            Exit::Failed
+        }
+        Finished::Lost(failure) => {
+            output.tell(Event::Error(failure));
+            Exit::Failed
         }
     })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mig::domain::PAGE_BYTES;
 use mig::observe::{self, Progress, Verification};
-use mig::policy::Decision;
+use mig::policy::{Decision, Why};
 use serde::{Deserialize, Serialize};
 
 use crate::control::GuestTime;
@@ -149,8 +149,14 @@ pub struct Round {
     pub bytes_per_second: u64,
     /// The downtime of a switchover now.
     pub predicted_downtime_ms: f64,
-    /// What comes next: `continue`, `switch-over` or `abort`.
+    /// By how much the guest was slowed in it.
+    #[serde(default)]
+    pub throttle_percent: u8,
+    /// What comes next: `continue`, `throttle`, `switch-over` or `abort`.
     pub decision: String,
+    /// Why, in words.
+    #[serde(default)]
+    pub why: String,
     /// The rule that fired, unless rounds go on.
     pub stop_reason: Option<String>,
     /// The rule that is nearest to firing, or that fired.
@@ -248,6 +254,12 @@ pub struct Report {
     pub predicted_downtime_ms: Option<f64>,
     /// Its parts.
     pub predicted_downtime: Option<Downtime>,
+    /// What was missing for a pause within the limit, if it was not to be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shortfall: Option<Shortfall>,
+    /// How the guest was slowed so that rounds shrank, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slowed: Option<Slowed>,
     /// What the guest itself felt, where that can be known.
     pub guest_gap_ms: Option<f64>,
     /// Bytes sent over all channels.
@@ -267,6 +279,51 @@ pub struct Report {
     /// Why it did not end in `moved`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Failure>,
+}
+
+/// What was missing for a pause within the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Shortfall {
+    /// What the guest dirtied.
+    pub dirty_bytes_per_second: u64,
+    /// What came through.
+    pub bytes_per_second: u64,
+    /// The limit that would have been met.
+    pub met_limit_ms: f64,
+    /// Whether the guest could have been slowed more.
+    pub could_slow_more: bool,
+}
+
+/// What a guest was denied so that rounds shrank.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Slowed {
+    /// The most it was slowed by at a time.
+    pub most_percent: u8,
+    /// For how long it was slowed at all.
+    pub lasted_ms: f64,
+    /// The time that was taken from each vCPU in that.
+    pub taken_ms: f64,
+}
+
+impl From<observe::Shortfall> for Shortfall {
+    fn from(shortfall: observe::Shortfall) -> Self {
+        Self {
+            dirty_bytes_per_second: shortfall.dirty_bytes_per_second,
+            bytes_per_second: shortfall.bytes_per_second,
+            met_limit_ms: as_ms(shortfall.met_limit),
+            could_slow_more: shortfall.could_slow_more,
+        }
+    }
+}
+
+impl From<observe::Slowed> for Slowed {
+    fn from(slowed: observe::Slowed) -> Self {
+        Self {
+            most_percent: slowed.most.percent(),
+            lasted_ms: as_ms(slowed.lasted),
+            taken_ms: as_ms(slowed.taken),
+        }
+    }
 }
 
 impl From<&Progress> for Event {
@@ -307,10 +364,23 @@ impl From<observe::PageCounts> for Pages {
     }
 }
 
+fn why(decision: &Decision) -> String {
+    match decision {
+        Decision::Continue(Why::Shortens) => "shortens the pause".into(),
+        Decision::Continue(Why::FitsIn { rounds: 1 }) => "fits in 1 round".into(),
+        Decision::Continue(Why::FitsIn { rounds }) => format!("fits in {rounds} rounds"),
+        Decision::Continue(Why::OverBudget) => "over the budget".into(),
+        Decision::Continue(Why::QuieterMoment) => "waits for a quieter moment".into(),
+        Decision::Throttle(throttle) => format!("the guest is slowed by {throttle}"),
+        Decision::SwitchOver(reason) | Decision::Abort(reason) => reason.name().into(),
+    }
+}
+
 impl From<&observe::RoundReport> for Round {
     fn from(round: &observe::RoundReport) -> Self {
         let (decision, stop_reason) = match round.decision {
-            Decision::Continue => ("continue", None),
+            Decision::Continue(_) => ("continue", None),
+            Decision::Throttle(_) => ("throttle", None),
             Decision::SwitchOver(reason) => ("switch-over", Some(reason)),
             Decision::Abort(reason) => ("abort", Some(reason)),
         };
@@ -324,7 +394,9 @@ impl From<&observe::RoundReport> for Round {
             dirty_pages_per_second: round.dirty_pages_per_second,
             bytes_per_second: round.bytes_per_second,
             predicted_downtime_ms: as_ms(round.predicted_downtime),
+            throttle_percent: round.throttle.percent(),
             decision: decision.into(),
+            why: why(&round.decision),
             stop_reason: stop_reason.map(|r| r.name().into()),
             nearest_rule: round.nearest_rule.name().into(),
         }
@@ -379,6 +451,8 @@ impl From<&observe::Report> for Report {
             downtime: report.downtime.as_ref().map(Into::into),
             predicted_downtime_ms: optional_ms(report.predicted_downtime.map(|d| d.total())),
             predicted_downtime: report.predicted_downtime.as_ref().map(Into::into),
+            shortfall: report.shortfall.map(Into::into),
+            slowed: report.slowed.map(Into::into),
             guest_gap_ms: optional_ms(report.guest_gap),
             sent_bytes: report.sent_bytes,
             pages: report.pages.into(),
@@ -411,7 +485,7 @@ impl From<&mig::ReceiveReport> for Received {
 pub(crate) mod examples {
     use super::*;
     use mig::observe::{OutcomeKind, PageCounts, RoundReport};
-    use mig::policy::StopReason;
+    use mig::policy::{StopReason, Throttle};
     use mig::{Blame, Fault, Side, Step};
 
     pub(crate) fn round() -> RoundReport {
@@ -424,7 +498,8 @@ pub(crate) mod examples {
             dirty_pages_per_second: 12_800,
             bytes_per_second: 320 << 20,
             predicted_downtime: Duration::from_micros(71_250),
-            decision: Decision::Continue,
+            throttle: Throttle::NONE,
+            decision: Decision::Continue(Why::FitsIn { rounds: 2 }),
             nearest_rule: StopReason::WithinBudget,
         }
     }
@@ -451,6 +526,8 @@ pub(crate) mod examples {
                 load: us(500),
                 ..observe::Downtime::default()
             }),
+            shortfall: None,
+            slowed: None,
             guest_gap: Some(us(5900)),
             sent_bytes: 530 << 20,
             pages: PageCounts { zero: 100_000, raw: 130_000, zstd: 4000, delta: 1000 },

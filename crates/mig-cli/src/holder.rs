@@ -253,6 +253,21 @@ impl<M: Machine> Holder<M> {
         }
     }
 
+    /// Caps the rounds of the migration that runs, in bytes a second, or lifts the cap.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn change_bandwidth(&self, cap_bytes_per_second: Option<u64>) -> Result<(), Failure> {
+        let inner = self.lock();
+        match &inner.state {
+            State::Migrating(control) if inner.doubt.is_none() => {
+                control.change_bandwidth(cap_bytes_per_second);
+                Ok(())
+            }
+            _ => Err(self.wrong_state("change the bandwidth", inner.name())),
+        }
+    }
+
     /// Ends the guest; one that migrates is ended when the migration is over and did not move it, one in doubt
     /// is discarded.
     ///

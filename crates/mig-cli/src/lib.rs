@@ -7,8 +7,10 @@
 //! typed; and the programs.
 
 pub mod attach;
+pub mod bandwidth;
 pub mod console;
 pub mod control;
+pub mod convergence;
 pub mod demo;
 pub mod event;
 pub mod exit;

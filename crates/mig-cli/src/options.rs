@@ -7,8 +7,10 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser, ValueEnum};
 use mig::Address;
 
+use crate::bandwidth::{Cap, PauseCap};
 use crate::console::ConsoleTo;
 use crate::control::{GuestTime, Migrate, Word};
+use crate::convergence::{OnStall, Priority};
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size};
 
@@ -19,6 +21,13 @@ Guests:
                                dirties pages at a rate (bytes a second), stamps and checks each
   state                        puts known values into registers and devices, and checks them for ever
   clock                        watches time stamps and timer ticks go forward";
+
+const PRIORITIES: &str = "\
+Priorities, each with what the guest keeps of its speed at least while it is slowed, should rounds not shrink:
+  balanced           rounds go on while they shorten the pause much; half; then the pause may be longer
+  shortest-pause     the same; a tenth
+  soonest-done       the first pause within --downtime is taken; a tenth
+  never-over-budget  as balanced; a twentieth; then the guest stays here";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -49,10 +58,11 @@ Exit codes:
 
 /// Run a guest and move it, while it runs, to a mig-recv.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
+#[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{PRIORITIES}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
 #[command(override_usage = "mig-send <--guest NAME|--kernel FILE> [--to ADDR] [OPTIONS]\n       \
                             mig-send --vm unix:PATH --to ADDR [OPTIONS]\n       \
                             mig-send --vm unix:PATH --resolve resume|discard [--json]\n       \
+                            mig-send --vm unix:PATH --set-bandwidth RATE|off [--json]\n       \
                             mig-send --demo")]
 #[command(group(ArgGroup::new("what").required(true).args(["guest", "kernel", "vm", "demo", "demo_receiver"])))]
 #[command(group(ArgGroup::new("move").args(["to", "demo", "demo_receiver"])))]
@@ -60,7 +70,7 @@ pub struct SendOptions {
     /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets. Without it the guest runs here until it ends
     /// or is moved by --vm
     #[arg(long, value_name = "ADDR", value_parser = parse_receiver)]
-    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver", "resolve"])]
+    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver", "resolve", "set_bandwidth"])]
     #[arg(conflicts_with = "demo")]
     pub to: Option<Address>,
     /// Run a built-in guest (see below)
@@ -108,6 +118,16 @@ pub struct SendOptions {
     /// The most rounds before the pause [default: 30]
     #[arg(long, requires = "move", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
+    /// What matters most: balanced, shortest-pause, soonest-done, or never-over-budget (see below) [default: balanced]
+    #[arg(long, requires = "move", value_name = "WHAT")]
+    pub priority: Option<Priority>,
+    /// When rounds do not shrink: stop-and-copy pauses the guest all the same, throttle slows it first, step by step,
+    /// abort leaves it here [default: as the priority says]
+    #[arg(long, requires = "move", value_name = "WHAT")]
+    pub on_stall: Option<OnStall>,
+    /// How much of its speed the guest keeps at least while it is slowed, in percent [default: as the priority says]
+    #[arg(long, requires = "move", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub keep_speed: Option<u8>,
     /// Connections that carry pages: 1 to 64, or auto for as many as suit the cores of both hosts, 2 to 8
     /// [default: auto]
     #[arg(long, requires = "move", value_name = "N|auto")]
@@ -117,6 +137,16 @@ pub struct SendOptions {
     /// faster than the link [default: off]
     #[arg(long, requires = "move", value_name = "auto|off|zstd[:LEVEL]|delta")]
     pub compress: Option<mig::Compress>,
+    /// At most so much over all connections together, as 1Gbit or 100MiB a second, or off [default: off]
+    #[arg(long, requires = "move", value_name = "RATE|off")]
+    pub bandwidth: Option<Cap>,
+    /// What the pause may take: lifted leaves it the whole link, capped keeps --bandwidth, and RATE is what the link
+    /// is known to give, which the prediction then counts with [default: lifted]
+    #[arg(long, requires = "bandwidth", value_name = "RATE|lifted|capped")]
+    pub pause_bandwidth: Option<PauseCap>,
+    /// Change --bandwidth of the migration that runs at --vm
+    #[arg(long, requires = "vm", value_name = "RATE|off", conflicts_with_all = ["to", "guest", "kernel", "resolve"])]
+    pub set_bandwidth: Option<Cap>,
     /// Compare digests of all memory on both sides before the guest is handed over
     #[arg(long, requires = "move")]
     pub verify: bool,
@@ -209,8 +239,13 @@ impl SendOptions {
             to: to.to_string(),
             downtime_ms: self.downtime.map(whole_ms),
             max_rounds: self.max_rounds,
+            priority: self.priority,
+            on_stall: self.on_stall,
+            keep_speed_percent: self.keep_speed,
             channels: self.channels.and_then(|c| c.0),
             compress: self.compress.map(|c| c.to_string()),
+            bandwidth: self.bandwidth,
+            pause_bandwidth: self.pause_bandwidth,
             verify: Some(self.verify),
             guest_time: Some(self.guest_time),
             progress: true,
@@ -268,6 +303,8 @@ pub fn usage_failure(program: &str, error: &clap::Error) -> Option<Failure> {
 
 #[cfg(test)]
 mod tests {
+    use mig::pacing::{Bandwidth, InPause};
+
     use super::*;
 
     fn send(line: &str) -> Result<SendOptions, clap::Error> {
@@ -316,6 +353,23 @@ mod tests {
             send("--vm unix:/x --to tcp:h:1 --dirty-log ring").is_err(),
             "it was chosen when the guest began"
         );
+    }
+
+    #[test]
+    fn a_bandwidth_caps_the_rounds_and_says_what_the_pause_may_take() {
+        let line = "--to tcp:h:1 --guest idle --bandwidth 1Gbit";
+        let asked = |more: &str| {
+            let migrate = send(&format!("{line} {more}")).unwrap().migrate(&"tcp:h:1".parse().unwrap());
+            migrate.settings().unwrap().1.engine.bandwidth
+        };
+        let gbit = Some(125_000_000);
+        assert_eq!(asked(""), Bandwidth { cap_bytes_per_second: gbit, in_pause: InPause::Lifted });
+        let known = InPause::Known(1_250_000_000);
+        assert_eq!(
+            asked("--pause-bandwidth 10Gbit"),
+            Bandwidth { cap_bytes_per_second: gbit, in_pause: known }
+        );
+        assert_eq!(send("--vm unix:/x --set-bandwidth off").unwrap().set_bandwidth, Some(Cap(None)));
     }
 
     #[test]
@@ -368,6 +422,17 @@ mod tests {
             "--guest idle --to tcp:h:1 --channels 65",
             "--guest idle --to tcp:h:1 --channels 0",
             "--guest idle --to tcp:h:1 --channels many",
+            "--guest idle --to tcp:h:1 --priority all",
+            "--guest idle --to tcp:h:1 --on-stall wait",
+            "--guest idle --to tcp:h:1 --keep-speed 0",
+            "--guest idle --to tcp:h:1 --keep-speed 101",
+            "--guest idle --to tcp:h:1 --bandwidth fast",
+            "--guest idle --to tcp:h:1 --bandwidth 1Kbit",
+            "--guest idle --to tcp:h:1 --pause-bandwidth capped",
+            "--guest idle --bandwidth 1Gbit",
+            "--vm unix:/x --set-bandwidth 1",
+            "--vm unix:/x --to tcp:h:1 --set-bandwidth 1Gbit",
+            "--guest idle --set-bandwidth 1Gbit",
             "--guest idle --to tcp:h:1 --memory big",
             "--guest idle --to tcp:h:1 --after 5",
             "--guest idle --to tcp:h:1 --initrd i",

@@ -1,9 +1,9 @@
 //! What people see: events as lines of text, with colours and a moving line on a terminal only.
 
 use crate::control::GuestTime;
-use crate::event::{Arrived, Doubt, Downtime, Event, Pages, Received, Report, Round};
+use crate::event::{Arrived, Doubt, Downtime, Event, Pages, Received, Report, Round, Shortfall};
 use crate::failure::Failure;
-use crate::units::{bytes, millis, round_bytes};
+use crate::units::{bytes, millis, rate, round_bytes};
 
 /// How wide the bars are, in characters.
 const BAR_WIDTH: usize = 40;
@@ -140,7 +140,8 @@ impl Renderer {
         let next = match (round.decision.as_str(), &round.stop_reason) {
             ("switch-over", Some(reason)) => self.paint(Style::Green, &format!("switch over: {reason}")),
             ("abort", Some(reason)) => self.paint(Style::Red, &format!("give up: {reason}")),
-            _ => format!("on; near: {}", round.nearest_rule),
+            ("throttle", _) => self.paint(Style::Yellow, &format!("on: {}", round.why)),
+            _ => format!("on: {}", round.why),
         };
         text.push_str(&format!(
             "{:>5} {:>10} {:>10} {:>12} {:>9}  {next}\n",
@@ -177,10 +178,37 @@ impl Renderer {
             "still-here" => self.paint(Style::Yellow, "not moved: the guest is still here") + "\n",
             _ => self.paint(Style::Red, "discarded here, on an operator's word") + "\n",
         };
+        if let Some(slowed) = &report.slowed {
+            text.push_str(&format!(
+                "the guest was slowed for {}, by {} % at most: {} of each vCPU's time\n",
+                millis(slowed.lasted_ms),
+                slowed.most_percent,
+                millis(slowed.taken_ms),
+            ));
+        }
+        if let Some(shortfall) = &report.shortfall {
+            text.push_str(&self.shortfall(shortfall));
+        }
         if let Some(fault) = &report.fault {
             text.push_str(&facts(fault));
         }
         text
+    }
+
+    /// Why the pause did not fit, and what would have made it fit.
+    fn shortfall(&self, shortfall: &Shortfall) -> String {
+        let Shortfall { dirty_bytes_per_second, bytes_per_second, met_limit_ms, could_slow_more } =
+            *shortfall;
+        let title = self.paint(Style::Yellow, "no pause within the budget was to be had");
+        let enough = rate(2 * dirty_bytes_per_second.max(bytes_per_second));
+        let slower = if could_slow_more { ", --priority never-over-budget" } else { "" };
+        format!(
+            "{title}: the guest dirtied {}, {} came through. A link of {enough}{slower} or a --downtime of {} would \
+             have done\n",
+            rate(dirty_bytes_per_second),
+            rate(bytes_per_second),
+            millis(met_limit_ms),
+        )
     }
 
     fn moved(&self, report: &Report) -> String {
@@ -303,7 +331,7 @@ fn guest_time(time: &Arrived) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::examples;
+    use crate::event::{Slowed, examples};
 
     fn plain() -> Renderer {
         Renderer::new(false, false)
@@ -313,7 +341,7 @@ mod tests {
     fn a_round_is_one_line_below_a_head_that_is_shown_once() {
         let mut renderer = plain();
         let round = Event::Round((&examples::round()).into());
-        let line = "    0  128.0 MiB   20.0 MiB  320.0 MiB/s   71.2 ms  on; near: within-budget\n";
+        let line = "    0  128.0 MiB   20.0 MiB  320.0 MiB/s   71.2 ms  on: fits in 2 rounds\n";
         let head = "round       sent    dirtied         rate pause now  next\n";
         assert_eq!(renderer.render(&round), format!("{head}{line}"));
         assert_eq!(renderer.render(&round), line);
@@ -323,6 +351,25 @@ mod tests {
         (large.decision, large.stop_reason) = ("switch-over".into(), Some("within-budget".into()));
         let line = renderer.render(&Event::Round(large));
         assert!(line.len() <= 80, "it fits a terminal: {line}");
+    }
+
+    #[test]
+    fn a_report_says_what_the_guest_was_denied_and_what_would_have_made_the_pause_fit() {
+        let mut report: Report = (&examples::moved()).into();
+        report.slowed = Some(Slowed { most_percent: 60, lasted_ms: 4000.0, taken_ms: 1800.0 });
+        report.shortfall = Some(Shortfall {
+            dirty_bytes_per_second: 250_000_000,
+            bytes_per_second: 125_000_000,
+            met_limit_ms: 1234.0,
+            could_slow_more: true,
+        });
+        let text = plain().render(&Event::Report(Box::new(report)));
+        assert!(text.contains("slowed for 4.00 s, by 60 % at most: 1.80 s of each vCPU's time\n"), "{text}");
+        assert!(
+            text.contains("the guest dirtied 2 Gbit/s, 1 Gbit/s came through. A link of 4 Gbit/s"),
+            "{text}"
+        );
+        assert!(text.contains("never-over-budget or a --downtime of 1.23 s would"), "{text}");
     }
 
     #[test]

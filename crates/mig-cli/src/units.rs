@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use mig::pacing::MIN_BYTES_PER_SECOND;
+
 const SIZES: [(&str, u64); 5] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// In bytes a second.
+const BIT_RATES: [(&str, f64); 3] = [("Gbit", 125e6), ("Mbit", 125e3), ("Kbit", 125.0)];
 const TIMES: [(&str, f64); 4] = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
 
 /// Reads `512MiB`, `1.5GiB`, or plain bytes; the result is in bytes.
@@ -41,6 +45,46 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let factor = TIMES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor).ok_or_else(bad)?;
     let number = number.parse::<f64>().map_err(|_| bad())?;
     Duration::try_from_secs_f64(number * factor).map_err(|_| bad())
+}
+
+/// Reads `1Gbit`, `2.5Gbit`, `100Mbit` (a second), or `100MiB` (a second); the result is in bytes a second, at least
+/// [`MIN_BYTES_PER_SECOND`].
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let (number, unit) = split(text);
+    let bad = || format!("'{text}' is no bandwidth; write 1Gbit or 100MiB, a second");
+    let rate = match BIT_RATES.iter().find(|(name, _)| *name == unit) {
+        Some((_, bytes)) => {
+            let rate = number.parse::<f64>().map_err(|_| bad())? * bytes;
+            if rate < 2f64.powi(63) { rate as u64 } else { return Err(bad()) }
+        }
+        None if unit.is_empty() => return Err(bad()),
+        None => parse_size(text).map_err(|_| bad())?,
+    };
+    if rate < MIN_BYTES_PER_SECOND {
+        return Err(format!("{text} is too little to move a guest; give at least 1Mbit"));
+    }
+    Ok(rate)
+}
+
+/// The same as an option: exact.
+pub fn rate_option(bytes_per_second: u64) -> String {
+    match BIT_RATES.iter().find(|(_, bytes)| bytes_per_second as f64 % bytes == 0.0) {
+        Some((unit, bytes)) if bytes_per_second < 1 << 50 => {
+            format!("{}{unit}", bytes_per_second as f64 / bytes)
+        }
+        _ => format!("{bytes_per_second}B"),
+    }
+}
+
+/// `1 Gbit/s`, `2.5 Gbit/s`: for reading.
+pub fn rate(bytes_per_second: u64) -> String {
+    let (unit, bytes) =
+        BIT_RATES.iter().find(|(_, bytes)| bytes_per_second as f64 >= *bytes).unwrap_or(&("Kbit", 125.0));
+    let number = format!("{:.2}", bytes_per_second as f64 / bytes);
+    format!("{} {unit}/s", number.trim_end_matches('0').trim_end_matches('.'))
 }
 
 fn split(text: &str) -> (&str, &str) {
@@ -98,6 +142,21 @@ mod tests {
         for wrong in ["", "5", "s", "5h", "-1s", "1e400s", "99999999999999999999999s"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn rates_are_bits_or_bytes_a_second() {
+        assert_eq!(parse_rate("1Gbit"), Ok(125_000_000));
+        assert_eq!(parse_rate("2.5Gbit"), Ok(312_500_000));
+        assert_eq!(parse_rate("100MiB"), Ok(100 << 20));
+        for wrong in
+            ["", "1", "Gbit", "1GB", "-1Gbit", "999Kbit", "0Gbit", "1e9Gbit", "99999999999999999Gbit"]
+        {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(rate(125_000_000), "1 Gbit/s");
+        assert_eq!(rate(312_500_000), "2.5 Gbit/s");
+        assert_eq!(rate(100), "0.8 Kbit/s");
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Estimate {
     pub resume: Duration,
     /// Digests, on one side after the other.
     pub verify: Duration,
+    /// What the link is known to give in the pause, in bytes a second, where that is not what rounds have.
+    pub pause_bytes_per_second: Option<u64>,
     /// Of rounds so far; 0 before there was one.
     bytes_per_second: u64,
     /// How many rounds taught that, up to 2.
@@ -91,7 +93,7 @@ impl Estimate {
             pause: self.pause,
             save: self.save,
             last_sync: self.sync(),
-            transfer: self.sending(dirty_pages + meanwhile),
+            transfer: self.sending_in_pause(dirty_pages + meanwhile),
             verify: self.verify,
             load: self.load,
             commit: self.round_trip + HANDING_OVER,
@@ -107,6 +109,12 @@ impl Estimate {
 
     fn sending(&self, pages: u64) -> Duration {
         self.overhead() + self.on_the_wire(pages.saturating_mul(PAGE_BYTES))
+    }
+
+    fn sending_in_pause(&self, pages: u64) -> Duration {
+        let rate = self.pause_bytes_per_second.unwrap_or_else(|| self.bytes_per_second()).max(1);
+        let bytes = pages.saturating_mul(PAGE_BYTES);
+        self.overhead() + Duration::from_nanos(ratio(bytes, 1_000_000_000, rate))
     }
 
     /// What a round costs beyond its bytes: at least a round trip.
@@ -210,6 +218,18 @@ mod tests {
             estimate.downtime(1000).total(),
             ms(127 + 32) + Duration::from_micros(4096) + UNKNOWN_OVERHEAD + HANDING_OVER
         );
+    }
+
+    #[test]
+    fn a_link_that_is_known_to_give_more_in_the_pause_is_counted_with_that_there_alone() {
+        let mut estimate = at_1_gb_per_second();
+        estimate.dirtied(100_000, Duration::from_secs(1), Duration::ZERO);
+        let capped = estimate.clone();
+        estimate.pause_bytes_per_second = Some(10_000_000_000);
+        let part = |e: &Estimate, pages| e.downtime(pages).transfer - UNKNOWN_OVERHEAD;
+        assert_eq!(part(&estimate, 100_000), part(&capped, 100_000) / 10);
+        let (known, before) = (estimate.downtime_after_round(100_000), capped.downtime_after_round(100_000));
+        assert_eq!(known.transfer - UNKNOWN_OVERHEAD, (before.transfer - UNKNOWN_OVERHEAD) / 10);
     }
 
     #[test]

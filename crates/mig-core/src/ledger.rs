@@ -7,8 +7,8 @@ use mig_wire::fault::Fault;
 use mig_wire::hello::{Capabilities, Secret};
 
 use crate::domain::Domain;
-use crate::policy::StopReason;
-use crate::progress::{Downtime, OutcomeKind, PageCounts, Report, Verification};
+use crate::policy::{StopReason, Throttle};
+use crate::progress::{Downtime, OutcomeKind, PageCounts, Report, Shortfall, Slowed, Verification};
 
 /// Notes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -28,14 +28,67 @@ pub(crate) struct Ledger {
     pub(crate) paused: bool,
     /// Whether the guest goes on here while the destination may hold all of it, and has not said that it does not.
     pub(crate) copy_left: bool,
+    pub(crate) throttling: Throttling,
+    /// What was predicted after the last rounds.
+    pub(crate) lately: Lately,
     pub(crate) rounds: u32,
     pub(crate) pages: PageCounts,
     pub(crate) sent_bytes: u64,
     pub(crate) stop_reason: Option<StopReason>,
     pub(crate) predicted_downtime: Option<Downtime>,
+    pub(crate) shortfall: Option<Shortfall>,
     pub(crate) downtime: Downtime,
     pub(crate) guest_gap: Option<Duration>,
     pub(crate) verification: Option<Verification>,
+}
+
+/// How much of its time the guest was denied.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Throttling {
+    now: Throttle,
+    since: Duration,
+    most: Throttle,
+    lasted: Duration,
+    taken: Duration,
+}
+
+impl Throttling {
+    pub(crate) fn now(&self) -> Throttle {
+        self.now
+    }
+
+    pub(crate) fn change(&mut self, now: Duration, throttle: Throttle) {
+        *self = Self { now: throttle, since: now, most: self.most.max(throttle), ..self.so_far(now) };
+    }
+
+    /// With everything up to `now` noted down.
+    fn so_far(&self, now: Duration) -> Self {
+        let passed = if self.now.is_none() { Duration::ZERO } else { now.saturating_sub(self.since) };
+        let taken = passed * u32::from(self.now.percent()) / 100;
+        Self { since: now, lasted: self.lasted + passed, taken: self.taken + taken, ..self.clone() }
+    }
+
+    pub(crate) fn report(&self, now: Duration) -> Option<Slowed> {
+        let Self { most, lasted, taken, .. } = self.so_far(now);
+        (!most.is_none()).then_some(Slowed { most, lasted, taken })
+    }
+}
+
+/// The downtimes predicted after the last rounds, the newest last.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Lately {
+    predicted: [Option<Duration>; 8],
+}
+
+impl Lately {
+    pub(crate) fn lowest(&self) -> Option<Duration> {
+        self.predicted.iter().flatten().min().copied()
+    }
+
+    pub(crate) fn note(&mut self, predicted: Duration) {
+        self.predicted.rotate_left(1);
+        self.predicted[7] = Some(predicted);
+    }
 }
 
 impl Ledger {
@@ -62,7 +115,9 @@ impl Ledger {
             total: self.began.map_or(Duration::ZERO, |began| now.saturating_sub(began)),
             downtime: (outcome == OutcomeKind::Moved).then_some(self.downtime),
             predicted_downtime: self.predicted_downtime,
+            shortfall: self.shortfall,
             guest_gap: self.guest_gap,
+            slowed: self.throttling.report(now),
             sent_bytes: self.sent_bytes,
             pages: self.pages,
             ram_bytes,

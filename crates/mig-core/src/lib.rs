@@ -9,6 +9,7 @@ pub mod destination;
 pub mod domain;
 pub mod estimate;
 mod ledger;
+pub mod pacing;
 pub mod policy;
 pub mod progress;
 pub mod source;

@@ -2,8 +2,16 @@
 //!
 //! Pure: [`decide`] looks at a [`RoundContext`] and nothing else, so every decision can be replayed.
 
+mod priority;
+mod throttle;
+
 use std::fmt;
 use std::time::Duration;
+
+use crate::domain::PAGE_BYTES;
+
+pub use priority::{LEAST_KEPT_PERCENT, Priority};
+pub use throttle::Throttle;
 
 /// What a user may set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,7 +28,12 @@ pub struct Policy {
     pub traffic_factor: u64,
     /// The longest time before the pause; `None` for no limit.
     pub timeout: Option<Duration>,
-    /// What to do when pre-copy did not converge.
+    /// Whether rounds go on within the budget as long as they shorten the pause much.
+    pub shorten_pause: bool,
+    /// How much of its speed the guest keeps at least while it is slowed so that rounds shrink, in percent; 100 to
+    /// leave it alone.
+    pub least_kept_percent: u8,
+    /// What to do when pre-copy did not converge, for all that.
     pub on_stall: OnStall,
 }
 
@@ -33,6 +46,8 @@ impl Default for Policy {
             no_progress_rounds: 2,
             traffic_factor: 3,
             timeout: None,
+            shorten_pause: true,
+            least_kept_percent: 50,
             on_stall: OnStall::StopAndCopy,
         }
     }
@@ -105,45 +120,129 @@ pub struct RoundContext {
     pub predicted: Duration,
     /// The downtime of a switchover after one more round.
     pub predicted_after_next: Duration,
+    /// The shortest that was predicted after one of the last rounds, this one excepted.
+    pub lowest_lately: Option<Duration>,
+    /// By how much the guest was slowed in the round.
+    pub throttle: Throttle,
+    /// Whether it can be.
+    pub can_throttle: bool,
 }
 
 /// What the policy answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// Send another round.
-    Continue,
+    Continue(Why),
+    /// Slow the guest by so much, and send another round.
+    Throttle(Throttle),
     /// Pause the guest and switch over.
     SwitchOver(StopReason),
     /// Give up; the guest stays.
     Abort(StopReason),
 }
 
+/// Why rounds go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// The pause would fit the limit, and the next round shortens it much.
+    Shortens,
+    /// The pause would not fit yet; it should after about so many more rounds.
+    FitsIn {
+        /// At least 1.
+        rounds: u32,
+    },
+    /// The pause would not fit yet, and rounds have not shrunk so far; no rule has fired.
+    OverBudget,
+    /// Rounds do not shrink, but the pause has been shorter lately: they go on for a moment until it is again.
+    QuieterMoment,
+}
+
 /// A shortening of less than this is never worth a round.
 const SMALLEST_GAIN: Duration = Duration::from_micros(500);
+/// How many rounds a guest whose pages never get fewer is watched for a quieter moment.
+const QUIETER_ROUNDS: u32 = 6;
 
 /// Answers a round.
 pub fn decide(policy: &Policy, context: &RoundContext) -> Decision {
     let fits = context.predicted <= policy.downtime_limit;
-    let gain = context.predicted.saturating_sub(context.predicted_after_next);
     if context.dirtied_pages <= policy.few_pages {
         return Decision::SwitchOver(StopReason::FewPages);
     }
-    if fits && gain <= (context.predicted / 10).max(SMALLEST_GAIN) {
+    if fits && !(policy.shorten_pause && shortens(context)) {
         return Decision::SwitchOver(StopReason::WithinBudget);
     }
-    match limit_reached(policy, context) {
-        None => Decision::Continue,
+    let limit = limit_reached(policy, context);
+    if !fits
+        && matches!(limit, None | Some(StopReason::NoProgress))
+        && does_not_converge(policy, context)
+        && let Some(throttle) = more_throttle(policy, context)
+    {
+        return Decision::Throttle(throttle);
+    }
+    match limit {
+        None if fits => Decision::Continue(Why::Shortens),
+        None => Decision::Continue(outlook(policy, context)),
+        Some(StopReason::NoProgress) if !fits && may_get_quieter(policy, context) => {
+            Decision::Continue(Why::QuieterMoment)
+        }
         Some(reason) if !fits && policy.on_stall == OnStall::Abort => Decision::Abort(reason),
         Some(reason) => Decision::SwitchOver(reason),
     }
 }
 
+/// Whether another round shortens the pause much.
+fn shortens(context: &RoundContext) -> bool {
+    let gain = context.predicted.saturating_sub(context.predicted_after_next);
+    gain > (context.predicted / 10).max(SMALLEST_GAIN)
+}
+
+/// When the pause fits, if each round is to the one before as the last one was.
+fn outlook(policy: &Policy, context: &RoundContext) -> Why {
+    let shrink = (context.dirtied_pages as f64 / context.sent_pages as f64).ln();
+    let wanted = (policy.downtime_limit.as_secs_f64() / context.predicted.as_secs_f64()).ln();
+    let rounds = (wanted / shrink).ceil();
+    if shrink < 0.0 && rounds <= f64::from(policy.max_rounds) {
+        Why::FitsIn { rounds: (rounds as u32).max(1) }
+    } else {
+        Why::OverBudget
+    }
+}
+
+/// Whether rounds as they are would not shrink to nothing before the traffic limit: n of them, each `dirtied / sent`
+/// of the one before, add up to the last one over `1 - dirtied / sent`.
+fn does_not_converge(policy: &Policy, context: &RoundContext) -> bool {
+    // how much was dirtied in the first one says little: it is the longest, and the working set bounds it
+    if context.round == 0 && context.dirtied_pages < context.sent_pages {
+        return false;
+    }
+    let Some(shrinks_by) = context.sent_pages.checked_sub(context.dirtied_pages).filter(|pages| *pages > 0)
+    else {
+        return true;
+    };
+    let (dirtied, sent) = (u128::from(context.dirtied_pages), u128::from(context.sent_pages));
+    let to_come = dirtied * sent / u128::from(shrinks_by) * u128::from(PAGE_BYTES);
+    u128::from(context.total_sent_bytes) + to_come > u128::from(traffic_limit(policy, context))
+}
+
+fn more_throttle(policy: &Policy, context: &RoundContext) -> Option<Throttle> {
+    let kept = policy.least_kept_percent;
+    let step = || throttle::step_up(context.throttle, kept, context.sent_pages, context.dirtied_pages);
+    context.can_throttle.then(step).flatten()
+}
+
+/// Whether it is worth waiting for the bottom of a dirtying cycle: the pause has been shorter lately.
+fn may_get_quieter(policy: &Policy, context: &RoundContext) -> bool {
+    let waited = context.stalled_rounds.saturating_sub(policy.no_progress_rounds);
+    let lower = context.lowest_lately.is_some_and(|lowest| lowest + lowest / 10 < context.predicted);
+    lower && waited < QUIETER_ROUNDS
+}
+
 fn limit_reached(policy: &Policy, context: &RoundContext) -> Option<StopReason> {
     let limits = [
-        (context.stalled_rounds >= policy.no_progress_rounds, StopReason::NoProgress),
         (context.round + 1 >= policy.max_rounds, StopReason::RoundLimit),
         (context.total_sent_bytes >= traffic_limit(policy, context), StopReason::TrafficLimit),
         (policy.timeout.is_some_and(|t| context.elapsed >= t), StopReason::Timeout),
+        (context.stalled_rounds >= policy.no_progress_rounds, StopReason::NoProgress),
     ];
     limits.into_iter().find(|(reached, _)| *reached).map(|(_, reason)| reason)
 }
@@ -194,6 +293,9 @@ mod tests {
             stalled_rounds: 0,
             predicted: Duration::from_millis(100),
             predicted_after_next: Duration::from_millis(10),
+            lowest_lately: None,
+            throttle: Throttle::NONE,
+            can_throttle: false,
         }
     }
 
@@ -201,9 +303,26 @@ mod tests {
         decide(&Policy::default(), context)
     }
 
+    fn goes_on(decision: Decision) -> bool {
+        matches!(decision, Decision::Continue(_))
+    }
+
+    #[test]
+    fn it_says_when_the_pause_should_fit() {
+        let over = |dirtied_pages, predicted_ms| {
+            let predicted = Duration::from_millis(predicted_ms);
+            decide_default(&RoundContext { dirtied_pages, predicted, ..progressing() })
+        };
+        // 3 s are ten times the limit: at half each round 3.3 rounds away, at a tenth one
+        assert_eq!(over(50_000, 3000), Decision::Continue(Why::FitsIn { rounds: 4 }));
+        assert_eq!(over(10_000, 2999), Decision::Continue(Why::FitsIn { rounds: 1 }));
+        assert_eq!(over(99_999, 3000), Decision::Continue(Why::OverBudget), "more than may be sent");
+        assert_eq!(over(150_000, 3000), Decision::Continue(Why::OverBudget));
+    }
+
     #[test]
     fn rounds_go_on_within_the_budget_while_they_shorten_the_pause() {
-        assert_eq!(decide_default(&progressing()), Decision::Continue);
+        assert_eq!(decide_default(&progressing()), Decision::Continue(Why::Shortens));
     }
 
     #[test]
@@ -222,7 +341,7 @@ mod tests {
     fn fifty_dirty_pages_are_few_and_fifty_one_are_not() {
         let at = |dirtied_pages| decide_default(&RoundContext { dirtied_pages, ..progressing() });
         assert_eq!(at(50), Decision::SwitchOver(StopReason::FewPages));
-        assert_eq!(at(51), Decision::Continue);
+        assert_eq!(at(51), Decision::Continue(Why::Shortens));
     }
 
     #[test]
@@ -235,7 +354,7 @@ mod tests {
             (RoundContext { total_sent_bytes: 3 << 30, ..over.clone() }, StopReason::TrafficLimit),
             (RoundContext { elapsed: Duration::from_secs(9), ..over.clone() }, StopReason::Timeout),
         ];
-        assert_eq!(decide(&policy, &over), Decision::Continue);
+        assert_eq!(decide(&policy, &over), Decision::Continue(Why::FitsIn { rounds: 1 }));
         for (context, reason) in cases {
             assert_eq!(decide(&policy, &context), Decision::SwitchOver(reason));
             assert_eq!(nearest_rule(&policy, &context), reason);
@@ -251,8 +370,91 @@ mod tests {
     }
 
     #[test]
+    fn who_is_to_be_done_soonest_takes_the_first_pause_that_fits() {
+        let policy = Priority::SoonestDone.policy();
+        assert_eq!(decide(&policy, &progressing()), Decision::SwitchOver(StopReason::WithinBudget));
+    }
+
+    /// A round over the budget that dirtied so many pages of 100 000 that it sent.
+    fn dirtying(dirtied_pages: u64) -> RoundContext {
+        let predicted = Duration::from_secs(2);
+        RoundContext { dirtied_pages, predicted, can_throttle: true, ..progressing() }
+    }
+
+    #[test]
+    fn a_guest_is_slowed_when_rounds_would_not_shrink_before_the_traffic_limit_and_not_sooner() {
+        // of 1 GiB, 1 is sent: 2 more may come, which are 524 288 pages; d / (1 - d / 100 000) is more from 83 984
+        assert!(goes_on(decide_default(&dirtying(83_900))));
+        assert_eq!(decide_default(&dirtying(84_100)), Decision::Throttle(Throttle::of_percent(30)));
+        let first = RoundContext { round: 0, ..dirtying(84_100) };
+        assert!(goes_on(decide_default(&first)), "of the first round little is learnt");
+        let all_of_it = RoundContext { round: 0, ..dirtying(100_000) };
+        assert_eq!(decide_default(&all_of_it), Decision::Throttle(Throttle::of_percent(30)));
+    }
+
+    #[test]
+    fn a_guest_that_fits_the_budget_or_cannot_be_slowed_or_is_to_be_left_alone_is_not_slowed() {
+        let fits = RoundContext { predicted: Duration::from_millis(299), ..dirtying(200_000) };
+        let cannot = RoundContext { can_throttle: false, ..dirtying(200_000) };
+        let slowed = RoundContext { throttle: Throttle::of_percent(50), ..dirtying(200_000) };
+        for context in [fits, cannot, slowed] {
+            assert!(goes_on(decide_default(&context)));
+        }
+        let alone = Policy { least_kept_percent: 100, ..Policy::default() };
+        assert!(goes_on(decide(&alone, &dirtying(200_000))));
+    }
+
+    #[test]
+    fn a_stalled_guest_is_slowed_step_by_step_to_what_it_keeps_before_the_stall_counts() {
+        for priority in Priority::ALL {
+            let policy = priority.policy();
+            let mut context = RoundContext { stalled_rounds: 9, ..dirtying(150_000) };
+            let mut steps = 0;
+            while let Decision::Throttle(throttle) = decide(&policy, &context) {
+                assert!(throttle > context.throttle);
+                context.throttle = throttle;
+                steps += 1;
+            }
+            assert!((2..=5).contains(&steps), "{steps}");
+            assert_eq!(context.throttle.kept_percent(), policy.least_kept_percent);
+            let end = match policy.on_stall {
+                OnStall::Abort => Decision::Abort(StopReason::NoProgress),
+                OnStall::StopAndCopy => Decision::SwitchOver(StopReason::NoProgress),
+            };
+            assert_eq!(decide(&policy, &context), end);
+        }
+    }
+
+    #[test]
+    fn hard_limits_hold_also_for_a_guest_that_could_be_slowed() {
+        let last = RoundContext { round: 29, ..dirtying(200_000) };
+        assert_eq!(decide_default(&last), Decision::SwitchOver(StopReason::RoundLimit));
+    }
+
+    #[test]
+    fn a_stalled_guest_is_switched_over_at_the_bottom_of_its_cycle_if_that_comes_soon() {
+        let lowest_lately = Some(Duration::from_secs(1));
+        let stalled = |stalled_rounds, predicted| {
+            let predicted = Duration::from_millis(predicted);
+            let can_throttle = false;
+            decide_default(&RoundContext {
+                stalled_rounds,
+                predicted,
+                lowest_lately,
+                can_throttle,
+                ..dirtying(200_000)
+            })
+        };
+        let now = Decision::SwitchOver(StopReason::NoProgress);
+        assert_eq!(stalled(2, 1200), Decision::Continue(Why::QuieterMoment));
+        assert_eq!(stalled(2, 1050), now);
+        assert_eq!(stalled(7, 1200), Decision::Continue(Why::QuieterMoment));
+        assert_eq!(stalled(8, 1200), now, "it was waited for long enough");
+    }
+
+    #[test]
     fn one_stalled_round_is_not_enough() {
         let over = RoundContext { predicted: Duration::from_secs(2), stalled_rounds: 1, ..progressing() };
-        assert_eq!(decide_default(&over), Decision::Continue);
+        assert_eq!(decide_default(&over), Decision::Continue(Why::FitsIn { rounds: 1 }));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mig_wire::fault::Fault;
 
-use crate::policy::{Decision, StopReason};
+use crate::policy::{Decision, StopReason, Throttle};
 
 /// Pages sent, by how they travelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -65,6 +65,8 @@ pub struct RoundReport {
     pub bytes_per_second: u64,
     /// The downtime that a switchover now would take.
     pub predicted_downtime: Duration,
+    /// By how much the guest was slowed in it.
+    pub throttle: Throttle,
     /// What comes next.
     pub decision: Decision,
     /// The stop rule that is nearest to firing (or fired).
@@ -135,6 +137,30 @@ impl OutcomeKind {
     }
 }
 
+/// What was missing for a pause within the limit, where pre-copy ended without one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shortfall {
+    /// What the guest dirtied, in bytes a second: what it dirtied again in a round counts once.
+    pub dirty_bytes_per_second: u64,
+    /// What came through, in bytes a second.
+    pub bytes_per_second: u64,
+    /// The limit that would have been met.
+    pub met_limit: Duration,
+    /// Whether the guest could have been slowed more.
+    pub could_slow_more: bool,
+}
+
+/// What a guest was denied so that rounds shrank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Slowed {
+    /// The most it was slowed by at a time.
+    pub most: Throttle,
+    /// For how long it was slowed at all.
+    pub lasted: Duration,
+    /// The time that was taken from each vCPU in that.
+    pub taken: Duration,
+}
+
 /// What `--verify` found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verification {
@@ -167,8 +193,12 @@ pub struct Report {
     pub downtime: Option<Downtime>,
     /// What the policy predicted as it decided to switch over.
     pub predicted_downtime: Option<Downtime>,
+    /// What was missing for a pause within the limit, if it was not to be had.
+    pub shortfall: Option<Shortfall>,
     /// What the guest itself felt, where both sides share a clock and the guest beats.
     pub guest_gap: Option<Duration>,
+    /// How the guest was slowed so that rounds shrank, if it was.
+    pub slowed: Option<Slowed>,
     /// Bytes sent over all channels.
     pub sent_bytes: u64,
     /// Pages sent.
@@ -191,7 +221,9 @@ impl Report {
             total,
             downtime: None,
             predicted_downtime: None,
+            shortfall: None,
             guest_gap: None,
+            slowed: None,
             sent_bytes: 0,
             pages: PageCounts::default(),
             ram_bytes,

@@ -7,7 +7,8 @@
 //!   arbiter's grant, or an operator's word: not an error, not a cancel, not silence;
 //! - with an arbiter, once the destination may hold all of the guest, so does a resume before Commit; only
 //!   that an arbiter which cannot be asked does not keep it from running where it is;
-//! - every run ends in exactly one `End`.
+//! - every run ends in exactly one `End`;
+//! - a guest that was slowed has all its time again as soon as no rounds are under way.
 
 mod asking;
 mod ending;
@@ -26,7 +27,7 @@ use mig_wire::hello::{Capabilities, Secret, SessionId};
 
 use crate::estimate::Estimate;
 use crate::ledger::Ledger;
-use crate::policy::Policy;
+use crate::policy::{Policy, Throttle};
 use crate::progress::{PageCounts, Progress, Report};
 use crate::switchover::{ArbiterId, Claim, RunPermit, Word};
 
@@ -51,6 +52,10 @@ pub struct SourceConfig {
     pub description: Description,
     /// Bytes of guest memory.
     pub ram_bytes: u64,
+    /// What the link is known to give in the pause, in bytes a second, where that is not what rounds have.
+    pub pause_bytes_per_second: Option<u64>,
+    /// Whether the guest can be slowed.
+    pub can_throttle: bool,
     /// What this side expects pausing to cost.
     pub pause: Duration,
     /// What this side expects saving to cost.
@@ -84,6 +89,8 @@ pub enum Event {
         /// Pages that are to be sent now.
         dirty_pages: u64,
     },
+    /// The guest cannot be slowed after all: it has all its time.
+    NotThrottled,
     /// The guest is paused.
     Paused,
     /// State is saved.
@@ -145,6 +152,8 @@ pub enum Action {
         /// Whether digests are wanted.
         verify: bool,
     },
+    /// Hold the guest's vCPUs for this part of the time from now on.
+    Throttle(Throttle),
     /// Find the pages that differ from the destination's.
     Locate(Vec<ChunkDigests>),
     /// Spend the permit and send Commit. Whether that succeeds makes no difference.
@@ -289,6 +298,7 @@ impl Source {
     pub fn new(config: SourceConfig) -> Self {
         let mut estimate = Estimate::default();
         (estimate.pause, estimate.save) = (config.pause, config.save);
+        estimate.pause_bytes_per_second = config.pause_bytes_per_second;
         if config.verify {
             estimate.verify = config.verify_cost;
         }
@@ -359,7 +369,7 @@ impl Source {
         if self.has_ended() {
             return (self, Vec::new());
         }
-        let actions = match event {
+        let mut actions = match event {
             Event::Connected => self.connected(now),
             Event::Message(message) => self.message(now, message),
             Event::RoundTrip(time) => {
@@ -371,6 +381,7 @@ impl Source {
             Event::Tracking => self.tracking(now),
             Event::RoundSent { pages, bytes } => self.round_sent(now, pages, bytes),
             Event::Synced { dirty_pages } => self.synced(now, dirty_pages),
+            Event::NotThrottled => self.not_throttled(now),
             Event::Paused => self.paused(now),
             Event::Saved => self.saved(now),
             Event::Located { guest_addresses } => self.located(now, guest_addresses),
@@ -382,7 +393,17 @@ impl Source {
             Event::Claimed(claim) => self.claimed(now, claim),
             Event::Resolve(word) => self.resolved(now, word),
         };
+        if !self.ledger.throttling.now().is_none() && !self.is_copying() {
+            self.ledger.throttling.change(now, Throttle::NONE);
+            // first, since what follows may take its time
+            actions.insert(0, Action::Throttle(Throttle::NONE));
+        }
         (self, actions)
+    }
+
+    /// Whether rounds are under way, or the pause that ends them: what a guest may be slowed for.
+    fn is_copying(&self) -> bool {
+        matches!(self.stage, Stage::Copying(_) | Stage::Measuring(_) | Stage::Pausing(_))
     }
 
     fn message(&mut self, now: Duration, message: Message) -> Vec<Action> {

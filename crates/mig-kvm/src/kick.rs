@@ -1,8 +1,8 @@
 //! Running vCPUs, and getting all of them out of KVM_RUN at once.
 //!
-//! Invariants, all under the gate's lock: a vCPU's `immediate_exit` is 1 exactly while the gate is not open;
-//! a loop counts as running from before it could enter KVM_RUN until KVM_RUN has answered EINTR with the
-//! gate shut (or the loop ended).
+//! Invariants, all under the gate's lock: a vCPU's `immediate_exit` is 1 exactly while the gate is not open or the
+//! vCPU is held; a loop counts as running from before it could enter KVM_RUN until KVM_RUN has answered EINTR with the
+//! gate shut for it (or the loop ended).
 //!
 //! Why no vCPU can be missed: closing first sets `immediate_exit` of every vCPU and then signals its thread.
 //! KVM looks at `immediate_exit` on entry and at pending signals before the guest runs. A thread that is
@@ -71,6 +71,8 @@ pub struct Gate {
 struct State {
     phase: Phase,
     loops: Vec<Option<Loop>>,
+    /// Which vCPUs are not let in although the gate is open.
+    held: Vec<bool>,
     /// When the last loop went through the open gate.
     entered: Option<Instant>,
 }
@@ -96,7 +98,7 @@ impl Gate {
     /// When the kick's signal handler cannot be installed.
     pub fn new(vcpus: usize) -> Result<Self, KvmError> {
         let loops = (0..vcpus).map(|_| None).collect();
-        let state = State { phase: Phase::Closed, loops, entered: None };
+        let state = State { phase: Phase::Closed, loops, held: vec![false; vcpus], entered: None };
         let (phase, idle, entry) = (Condvar::new(), Condvar::new(), Condvar::new());
         Ok(Self { state: Mutex::new(state), phase, idle, entry, signal: kick_signal()? })
     }
@@ -107,9 +109,28 @@ impl Gate {
         if state.phase == Phase::Closed {
             state.phase = Phase::Open;
             state.entered = None;
-            state.loops.iter().flatten().for_each(|l| l.run.set_immediate_exit(false));
+            state.let_in();
             self.phase.notify_all();
         }
+    }
+
+    /// Holds the vCPUs that `which` names, by their index, out of KVM_RUN until [`Gate::release`], and lets the others
+    /// run as far as the gate is open. Returns before they are out.
+    pub fn hold(&self, which: impl Fn(usize) -> bool) {
+        let mut state = self.lock();
+        for index in 0..state.held.len() {
+            state.held[index] = which(index);
+        }
+        state.let_in();
+        if state.phase == Phase::Open {
+            self.kick(&state, |index| state.held[index]);
+        }
+        self.phase.notify_all();
+    }
+
+    /// Holds no vCPU any more.
+    pub fn release(&self) {
+        self.hold(|_| false);
     }
 
     /// Stops every vCPU and returns when each is proven out of KVM_RUN with no access half done, and has
@@ -123,7 +144,7 @@ impl Gate {
         let mut state = self.lock();
         if state.phase == Phase::Open {
             state.phase = Phase::Closed;
-            self.kick_all(&state);
+            self.kick(&state, |_| true);
         }
         loop {
             let Some(vcpu) = state.loops.iter().position(|l| l.as_ref().is_some_and(|l| l.running)) else {
@@ -153,7 +174,7 @@ impl Gate {
     pub fn end(&self) {
         let mut state = self.lock();
         state.phase = Phase::Ended;
-        self.kick_all(&state);
+        self.kick(&state, |_| true);
         self.phase.notify_all();
     }
 
@@ -176,7 +197,7 @@ impl Gate {
         let registration = self.register(index, run)?;
         while registration.wait_until_open() {
             let mut fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-            let outcome = self.run_while_open(&mut fd, handler);
+            let outcome = self.run_while_open(index, &mut fd, handler);
             drop(fd);
             registration.set_running(false);
             if let Some(ended) = outcome? {
@@ -186,9 +207,10 @@ impl Gate {
         Ok(Ended::Gate)
     }
 
-    /// `None` when the gate is no longer open.
+    /// `None` when the gate is no longer open for it.
     fn run_while_open(
         &self,
+        index: usize,
         fd: &mut VcpuFd,
         handler: &mut impl ExitHandler,
     ) -> Result<Option<Ended>, KvmError> {
@@ -198,7 +220,7 @@ impl Gate {
                 Ok(VcpuExit::Intr) => Flow::Continue,
                 Ok(exit) => handler.exit(exit),
                 Err(e) if e.errno() == libc::EINTR => {
-                    if self.lock().phase != Phase::Open {
+                    if !self.lock().lets_in(index) {
                         return Ok(None);
                     }
                     Flow::Continue
@@ -215,7 +237,7 @@ impl Gate {
 
     fn register(&self, index: usize, run: RunPage) -> Result<Registration<'_>, KvmError> {
         let mut state = self.lock();
-        let shut = state.phase != Phase::Open;
+        let shut = !state.lets_in(index);
         let place = state.loops.get_mut(index).filter(|place| place.is_none());
         let place = place.ok_or(KvmError::NoSuchVcpu { vcpu: index })?;
         run.set_immediate_exit(shut);
@@ -225,11 +247,15 @@ impl Gate {
         Ok(Registration { gate: self, index })
     }
 
-    fn kick_all(&self, state: &State) {
-        for running in state.loops.iter().flatten() {
+    /// Gets those that `which` names out.
+    fn kick(&self, state: &State, which: impl Fn(usize) -> bool) {
+        let loops = || {
+            state.loops.iter().enumerate().filter(|(index, _)| which(*index)).filter_map(|(_, l)| l.as_ref())
+        };
+        for running in loops() {
             running.run.set_immediate_exit(true);
         }
-        for running in state.loops.iter().flatten().filter(|l| l.running) {
+        for running in loops().filter(|l| l.running) {
             // SAFETY: the thread is alive: it removes itself from `loops`, under the lock we hold, before it
             // leaves `drive`.
             unsafe { libc::pthread_kill(running.thread, self.signal) };
@@ -238,6 +264,22 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether a vCPU may run; one that there is not may not.
+    fn lets_in(&self, index: usize) -> bool {
+        self.phase == Phase::Open && self.held.get(index) == Some(&false)
+    }
+
+    /// Has KVM_RUN take those that may run.
+    fn let_in(&self) {
+        for (index, l) in self.loops.iter().enumerate() {
+            if let Some(l) = l.as_ref().filter(|_| self.lets_in(index)) {
+                l.run.set_immediate_exit(false);
+            }
+        }
     }
 }
 
@@ -251,7 +293,7 @@ impl Registration<'_> {
     /// Marks the loop as running once the gate is open; `false` when the gate ended instead.
     fn wait_until_open(&self) -> bool {
         let mut state = self.gate.lock();
-        while state.phase == Phase::Closed {
+        while state.phase != Phase::Ended && !state.lets_in(self.index) {
             state = self.gate.phase.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let open = state.phase == Phase::Open;

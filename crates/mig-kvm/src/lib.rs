@@ -12,6 +12,7 @@ pub mod kick;
 pub mod state;
 #[cfg(test)]
 mod testing;
+pub mod throttle;
 pub mod time;
 pub mod vcpu;
 pub mod vm;
@@ -21,6 +22,7 @@ pub use dirty::{DirtyLog, RingSize, Rings, Slot};
 pub use error::KvmError;
 pub use kick::{Ended, ExitHandler, Flow, Gate};
 pub use state::KvmState;
+pub use throttle::Throttler;
 pub use time::{GuestTime, TimePlan};
 pub use vcpu::{SaveContext, VcpuState};
 pub use vm::VmState;

@@ -3,6 +3,7 @@
 //! A page is two halves, so that a read that a write overtakes is torn. The writer runs lazily: whoever looks
 //! at memory first lets it run up to that instant.
 
+use mig_core::policy::Throttle;
 use mig_core::{Bitmap, Domain};
 
 use crate::random::Random;
@@ -35,6 +36,8 @@ pub(crate) struct Guest {
     pub(crate) writes: u32,
     pub(crate) runs: bool,
     pub(crate) tracked: bool,
+    /// By how much it is slowed.
+    pub(crate) throttle: Throttle,
     /// What the driver of the last migration left, for the mutant that keeps it.
     pub(crate) old_dirty: Option<Bitmap>,
     tracking: Tracking,
@@ -66,6 +69,7 @@ impl Guest {
             writes: 1000,
             runs: true,
             tracked: false,
+            throttle: Throttle::NONE,
             old_dirty: None,
             tracking: scenario.tracking,
             written: words.clone(),
@@ -80,7 +84,7 @@ impl Guest {
     pub(crate) fn run_to(&mut self, now: u64) {
         let count = self.indices.len() as u64;
         while self.runs
-            && let Some(at) = self.writer.next_until(now, count)
+            && let Some(at) = self.writer.next_until(now, count, self.throttle)
         {
             self.write(self.indices[at as usize]);
         }

@@ -31,6 +31,9 @@ impl World {
         if self.guest.tracked && source != SourceEnd::Crashed {
             return Err(Violation::StillTracked);
         }
+        if !self.guest.throttle.is_none() && source != SourceEnd::Crashed {
+            return Err(Violation::StillSlowed);
+        }
         let rounds = self.source.report.as_ref().map_or(0, |report| report.rounds);
         let alive = self.alive(source, destination)?;
         let [source_doubted, destination_doubted] = self.doubted;

@@ -29,6 +29,8 @@ pub enum Mutant {
     VerifySkipped,
     /// The dirty log stays on after a failed migration.
     TrackingLeftOn,
+    /// A guest that was slowed stays so.
+    ThrottleLeftOn,
     /// The listener promises that the guest never ran, and does not tell the machine.
     NeverWithoutRevoking,
     /// The source takes "unknown" for "never".

@@ -141,6 +141,8 @@ impl Scenario {
                 no_progress_rounds: random.within(1..4) as u32,
                 traffic_factor: random.within(1..4),
                 timeout: random.chance(20).then(|| Duration::from_micros(random.within(10..20_000))),
+                shorten_pause: random.chance(80),
+                least_kept_percent: random.within(5..101) as u8,
                 on_stall: if random.chance(80) { OnStall::StopAndCopy } else { OnStall::Abort },
             },
             costs,

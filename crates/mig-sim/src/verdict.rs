@@ -23,6 +23,8 @@ pub enum Violation {
     AfterTheEnd { side: Side, what: String },
     #[error("the dirty log is still on")]
     StillTracked,
+    #[error("the guest is still slowed")]
+    StillSlowed,
     #[error("the guest stays, but does not run")]
     NotResumed,
     #[error("the {0} was left to find out by a closed connection")]

@@ -1,5 +1,7 @@
 //! Where and when a guest writes: one pattern, or phases of several.
 
+use mig_core::policy::Throttle;
+
 use crate::random::Random;
 use crate::scenario::{Pattern, Scenario};
 
@@ -33,9 +35,9 @@ impl Writer {
     }
 
     /// Which of `count` places it writes next, unless that comes after `now`.
-    pub(crate) fn next_until(&mut self, now: u64, count: u64) -> Option<u64> {
+    pub(crate) fn next_until(&mut self, now: u64, count: u64, throttle: Throttle) -> Option<u64> {
         while self.next_at <= now {
-            self.next_at += self.every;
+            self.next_at += self.every * 100 / u64::from(throttle.kept_percent());
             self.writes += 1;
             let pattern = self.pattern;
             if self.profile == Pattern::Phases && self.writes.is_multiple_of(PHASE_WRITES) {

@@ -92,6 +92,7 @@ fn a_destination_without_deadlines_waits_for_ever() {
 #[test]
 fn a_log_that_stays_on_after_a_failed_migration_is_noticed() {
     found(Mutant::TrackingLeftOn, |v| *v == Violation::StillTracked);
+    found(Mutant::ThrottleLeftOn, |v| *v == Violation::StillSlowed);
 }
 
 fn ends(violation: &Violation) -> bool {

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use mig::policy::Throttle;
 use mig::{
     BoxError, Description, DirtyTracker, GuestRam, PauseCosts, RunPermit, SaveState, Section, SourceVm,
     VmControl,
@@ -217,6 +218,14 @@ impl Machine {
 impl VmControl for Machine {
     fn pause(&mut self) -> Result<(), BoxError> {
         Ok(Machine::pause(self)?)
+    }
+
+    fn can_throttle(&self) -> bool {
+        true
+    }
+
+    fn throttle(&mut self, throttle: Throttle) -> Result<(), BoxError> {
+        Ok(self.platform.throttler.set(throttle)?)
     }
 
     /// A guest that has ended by itself is here as well as it can be: that is no failure to resume it.

@@ -14,7 +14,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use mig::Section;
 use mig::describe::Region;
 use mig_kvm::vcpu::{self, SaveContext};
-use mig_kvm::{Caps, DirtyLog, Gate, Slot, compat};
+use mig_kvm::{Caps, DirtyLog, Gate, Slot, Throttler, compat};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::bus::Bus;
@@ -29,6 +29,7 @@ use crate::vcpu::VcpuThread;
 
 /// The parts of a machine. The order of fields is the order of their end: log and vCPUs before their VM.
 pub(crate) struct Platform {
+    pub(crate) throttler: Throttler,
     pub(crate) log: DirtyLog,
     pub(crate) vcpus: Arc<[Mutex<VcpuFd>]>,
     pub(crate) threads: Vec<JoinHandle<()>>,
@@ -99,11 +100,13 @@ impl Platform {
             }
         };
         let host_tsc_khz = vcpu::host_tsc_khz(&fds[0])?;
+        let gate = Arc::new(Gate::new(count.into())?);
         let mut platform = Self {
+            throttler: Throttler::new(gate.clone()),
             log,
             vcpus: fds.into_iter().map(Mutex::new).collect(),
             threads: Vec::new(),
-            gate: Arc::new(Gate::new(count.into())?),
+            gate,
             bus: Arc::new(Bus::new(vm.clone(), console, memory_bytes)),
             status: Arc::new(Status::paused()),
             memory,

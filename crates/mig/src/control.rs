@@ -12,6 +12,8 @@ pub(crate) enum Order {
     Cancel(Option<String>),
     /// What to do with a guest in doubt.
     Resolve(Word),
+    /// To send at most so many bytes a second from now on, or as many as go.
+    Bandwidth(Option<u64>),
 }
 
 type Hook = Box<dyn Fn(Order) + Send>;
@@ -27,6 +29,7 @@ struct Shared {
     cancelled: AtomicBool,
     reason: OnceLock<String>,
     word: Mutex<Option<Word>>,
+    bandwidth: Mutex<Option<Option<u64>>>,
     hook: Mutex<Option<Hook>>,
 }
 
@@ -64,6 +67,15 @@ impl Control {
         self.give(Order::Resolve(word));
     }
 
+    /// Changes the cap over all page channels of the rounds that are under way, in bytes a second ([`Bandwidth`]); what
+    /// the pause may take stays as it was. Returns at once, and means nothing to a receive.
+    ///
+    /// [`Bandwidth`]: crate::pacing::Bandwidth
+    pub fn change_bandwidth(&self, cap_bytes_per_second: Option<u64>) {
+        *self.shared.bandwidth.lock().unwrap_or_else(PoisonError::into_inner) = Some(cap_bytes_per_second);
+        self.give(Order::Bandwidth(cap_bytes_per_second));
+    }
+
     /// Why it was cancelled, if a reason was given.
     pub fn reason(&self) -> Option<String> {
         self.shared.reason.get().cloned()
@@ -85,12 +97,15 @@ impl Control {
         }
     }
 
-    /// Has `hook` called with each order (with a cancel that has happened, at once) until the guard is
+    /// Has `hook` called with each order (with a cancel or a bandwidth that was given before, at once) until the guard is
     /// dropped. One hook at a time: a token serves one migration.
     pub(crate) fn on_order(&self, hook: impl Fn(Order) + Send + 'static) -> HookGuard {
         *self.hook() = Some(Box::new(hook));
         if self.is_cancelled() {
             self.give(Order::Cancel(self.reason()));
+        }
+        if let Some(cap) = *self.shared.bandwidth.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.give(Order::Bandwidth(cap));
         }
         HookGuard { control: self.clone() }
     }
@@ -120,6 +135,16 @@ impl Drop for HookGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bandwidth_that_was_given_before_the_migration_began_is_told_as_it_begins() {
+        let (control, told) = (Control::new(), Arc::new(Mutex::new(Vec::new())));
+        control.change_bandwidth(Some(1));
+        control.change_bandwidth(None);
+        let notes = Arc::clone(&told);
+        let _hook = control.on_order(move |order| notes.lock().unwrap().push(order));
+        assert_eq!(*told.lock().unwrap(), [Order::Bandwidth(None)]);
+    }
 
     #[test]
     fn the_first_reason_counts_and_none_that_comes_after_a_plain_cancel() {

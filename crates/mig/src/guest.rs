@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use mig_core::policy::Throttle;
 use mig_core::{Bitmap, RunPermit};
 use mig_wire::{Description, Refusal, Section};
 
@@ -60,6 +61,22 @@ pub trait VmControl {
     /// # Errors
     /// The migration ends and the guest is resumed.
     fn pause(&mut self) -> Result<(), BoxError>;
+
+    /// Whether [`VmControl::throttle`] can slow the guest. Where it cannot, a guest that dirties memory as fast as it is
+    /// sent is handled as the policy says for that.
+    fn can_throttle(&self) -> bool {
+        false
+    }
+
+    /// Holds every vCPU that writes memory for this part of the time, in slices of some milliseconds, until it is told
+    /// otherwise; [`Throttle::NONE`] gives the guest all its time back at once. Called with vCPUs running, between
+    /// rounds, and with `NONE` also in the pause: it must return at once.
+    ///
+    /// # Errors
+    /// The guest has all its time, and the migration goes on without.
+    fn throttle(&mut self, throttle: Throttle) -> Result<(), BoxError> {
+        if throttle.is_none() { Ok(()) } else { Err("this guest cannot be slowed".into()) }
+    }
 
     /// Runs the guest (again). The permit is the proof that nobody else does.
     ///

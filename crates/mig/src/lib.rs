@@ -19,6 +19,7 @@ pub mod kernels;
 mod link;
 pub mod memory;
 pub mod observe;
+mod pace;
 mod patience;
 mod random;
 pub mod source;
@@ -36,7 +37,9 @@ pub use guest::{
     SourceVm, VmControl,
 };
 pub use memory::GuestRam;
-pub use mig_core::{Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, Word, bitmap, domain, policy};
+pub use mig_core::{
+    Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, Word, bitmap, domain, pacing, policy,
+};
 pub use mig_wire::{Description, Refusal, Section, WireError, body, describe, section};
 pub use observe::Observer;
 pub use source::{Outcome, SourceOptions, migrate};

@@ -1,7 +1,7 @@
 //! Watching a migration.
 
 pub use mig_core::progress::{
-    Downtime, OutcomeKind, PageCounts, Progress, Report, RoundReport, Verification,
+    Downtime, OutcomeKind, PageCounts, Progress, Report, RoundReport, Shortfall, Slowed, Verification,
 };
 
 /// Is told what happens, on the thread that drives the migration: it should return quickly.

@@ -109,6 +109,8 @@ impl Host {
                 arbiter: arbitrated.then_some(seeds::ARBITER),
                 ram_bytes: domain.bytes(),
                 description,
+                pause_bytes_per_second: None,
+                can_throttle: true,
                 pause: Duration::from_millis(1),
                 save: Duration::from_millis(1),
                 verify_cost: Duration::from_millis(1),
@@ -241,7 +243,7 @@ impl Host {
                 message.encode(0, 0).expect("what a machine says can be said");
                 return;
             }
-            Action::Tell(_) | Action::StopTracking => return,
+            Action::Tell(_) | Action::StopTracking | Action::Throttle(_) => return,
             Action::Attach { channels, .. } => {
                 assert!((1..=2).contains(&channels));
                 Pending::Attach

@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use mig::encoding::UnknownCompress;
+use mig::pacing::Bandwidth;
 use mig::policy::Policy;
 use mig::{Address, SourceOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::bandwidth::{Cap, PauseCap};
+use crate::convergence::{self, OnStall, Priority};
 use crate::event::{Doubt, Report};
 use crate::failure::Failure;
 use crate::machine::Settings;
@@ -25,8 +28,8 @@ use crate::machine::Settings;
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The commands, in the order in which an error lists them.
-pub const COMMANDS: [&str; 9] =
-    ["status", "migrate", "cancel", "resolve", "pause", "resume", "screen", "check", "quit"];
+pub const COMMANDS: [&str; 10] =
+    ["status", "migrate", "bandwidth", "cancel", "resolve", "pause", "resume", "screen", "check", "quit"];
 
 /// Something that is asked of a holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,11 @@ pub enum Request {
     Status,
     /// Move the guest; answered when the migration has ended.
     Migrate(Migrate),
+    /// Cap what the migration that runs may take.
+    Bandwidth {
+        /// From now on.
+        rate: Cap,
+    },
     /// End the migration that runs.
     Cancel,
     /// Decide about a guest in doubt; answered when that has been obeyed or refused.
@@ -67,12 +75,27 @@ pub struct Migrate {
     /// The most rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_rounds: Option<u32>,
+    /// What matters most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// What to do when rounds do not shrink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_stall: Option<OnStall>,
+    /// What the guest keeps of its speed at least while it is slowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_speed_percent: Option<u8>,
     /// Page channels; as many as suit both hosts where it is left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<u16>,
     /// Whether pages are encoded, as `--compress` has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compress: Option<String>,
+    /// What they may take of the link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Cap>,
+    /// What the pause may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_bandwidth: Option<PauseCap>,
     /// Compare digests of all memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
@@ -215,10 +238,21 @@ impl Migrate {
         let policy = Policy {
             downtime_limit: self.downtime_ms.map_or(defaults.policy.downtime_limit, Duration::from_millis),
             max_rounds: self.max_rounds.unwrap_or(defaults.policy.max_rounds),
-            ..defaults.policy
+            ..convergence::policy(self.priority, self.on_stall, self.keep_speed_percent)
         };
         if policy.max_rounds == 0 {
             return Err(wrong("max_rounds is 0".into(), "give at least 1"));
+        }
+        if let Some(percent) = self.keep_speed_percent.filter(|percent| !(1..=100).contains(percent)) {
+            return Err(wrong(format!("keep_speed_percent is {percent}"), "give 1 to 100"));
+        }
+        if self.keep_speed_percent.is_some_and(|p| p < 100)
+            && self.on_stall.is_some_and(|s| s != OnStall::Throttle)
+        {
+            return Err(wrong(
+                "keep_speed_percent is for a guest that may be slowed, and on_stall leaves it alone".into(),
+                "leave one of them out, or choose throttle",
+            ));
         }
         if let Some(channels) = self.channels.filter(|channels| !(1..=64).contains(channels)) {
             return Err(wrong(format!("channels is {channels}"), "give 1 to 64, or leave it out"));
@@ -230,7 +264,12 @@ impl Migrate {
             })?,
         };
         let verify = self.verify.unwrap_or(defaults.verify);
-        let engine = SourceOptions { policy, channels: self.channels, compress, verify, ..defaults };
+        let bandwidth = Bandwidth {
+            cap_bytes_per_second: self.bandwidth.and_then(|cap| cap.0),
+            in_pause: self.pause_bandwidth.map(|cap| cap.0).unwrap_or_default(),
+        };
+        let engine =
+            SourceOptions { policy, channels: self.channels, compress, bandwidth, verify, ..defaults };
         let guest_time = self.guest_time.map(Into::into).unwrap_or_default();
         Ok((to, Settings { engine, guest_time }))
     }
@@ -309,7 +348,9 @@ mod tests {
         assert!(!migrate.progress, "events are sent only to who asked for them");
         let resolve = Request::parse(br#"{"cmd":"resolve","word":"discard"}"#).unwrap();
         assert_eq!(resolve, Request::Resolve { word: Word::Discard });
-        for command in COMMANDS.iter().filter(|c| !["migrate", "resolve"].contains(c)) {
+        let bandwidth = Request::parse(br#"{"cmd":"bandwidth","rate":"2Gbit"}"#).unwrap();
+        assert_eq!(bandwidth, Request::Bandwidth { rate: Cap(Some(250_000_000)) });
+        for command in COMMANDS.iter().filter(|c| !["migrate", "resolve", "bandwidth"].contains(c)) {
             assert!(Request::parse(format!(r#"{{"cmd":"{command}"}}"#).as_bytes()).is_ok(), "{command}");
         }
     }
@@ -331,6 +372,9 @@ mod tests {
             b"\xff\xfe",
             br#"{"cmd":"migrate"}"#,
             br#"{"cmd":"resolve"}"#,
+            br#"{"cmd":"bandwidth"}"#,
+            br#"{"cmd":"bandwidth","rate":5}"#,
+            br#"{"cmd":"bandwidth","rate":"much"}"#,
             br#"{"cmd":"resolve","word":"maybe"}"#,
         ] {
             assert!(Request::parse(line).is_err(), "{line:?}");
@@ -351,6 +395,11 @@ mod tests {
         assert!(migrate(|m| m.to = "h".into()).contains("transport"));
         assert!(migrate(|m| m.max_rounds = Some(0)).contains("max_rounds"));
         assert!(migrate(|m| m.channels = Some(65)).contains("channels"));
+        assert!(migrate(|m| m.keep_speed_percent = Some(0)).contains("keep_speed"));
+        assert!(
+            migrate(|m| (m.keep_speed_percent, m.on_stall) = (Some(5), Some(OnStall::Abort)))
+                .contains("alone")
+        );
         assert!(migrate(|m| m.channels = Some(0)).contains("channels"));
         assert!(migrate(|m| m.compress = Some("zstd:99".into())).contains("compress"));
     }

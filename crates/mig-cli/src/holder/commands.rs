@@ -13,6 +13,7 @@ impl<M: Machine> Commands for Holder<M> {
             Request::Status => Ok(Answer::ok(&self.status())),
             Request::Screen => self.screen().map(|screen| Answer::ok(&screen)),
             Request::Check => self.check().map(|check| Answer::ok(&check)),
+            Request::Bandwidth { rate } => done(self.change_bandwidth(rate.0)),
             Request::Cancel => done(self.cancel()),
             Request::Resolve { word } => {
                 self.resolve((*word).into()).map(|state| Answer::ok(&Resolved { state }))
@@ -37,6 +38,9 @@ impl<M: Machine> Holder<M> {
         let (cause, remedy) = match state {
             "running" | "paused" | "migrating" | "receiving" if what == "resolve" => {
                 ("no guest is in doubt here", "nothing needs to be done; status says what the guest does")
+            }
+            "running" | "paused" | "receiving" if what == "change the bandwidth" => {
+                ("no migration runs from here", "give --bandwidth with the migration")
             }
             "running" if what == "cancel" => {
                 ("no migration runs", "nothing needs to be done; the guest runs")

@@ -6,8 +6,9 @@ use mig_wire::fault::{Blame, Fault, Side, Step};
 
 use super::{Action, Copying, LastRound, Measuring, Source, Stage, Switching};
 use crate::domain::PAGE_BYTES;
-use crate::policy::{self, Decision, RoundContext, StopReason};
-use crate::progress::{PageCounts, Progress, RoundReport};
+use crate::ledger::Lately;
+use crate::policy::{self, Decision, LEAST_KEPT_PERCENT, RoundContext, StopReason, Throttle};
+use crate::progress::{PageCounts, Progress, RoundReport, Shortfall};
 
 impl Source {
     pub(super) fn send_round(&mut self, now: Duration, round: u32, stalled_rounds: u32) -> Vec<Action> {
@@ -106,12 +107,17 @@ impl Source {
             stalled_rounds: if stalled { measured.stalled_rounds + 1 } else { 0 },
             predicted: predicted.total(),
             predicted_after_next: self.estimate.downtime_after_round(dirty_pages).total(),
+            lowest_lately: self.ledger.lately.lowest(),
+            throttle: self.ledger.throttling.now(),
+            can_throttle: self.config.can_throttle,
         };
+        self.ledger.lately.note(context.predicted);
         let decision = policy::decide(&self.config.policy, &context);
         let report = self.round_report(measured, &context, decision);
         let mut actions = vec![Action::Tell(Progress::Round(report))];
-        if !matches!(decision, Decision::Continue) {
+        if matches!(decision, Decision::SwitchOver(_) | Decision::Abort(_)) {
             self.ledger.predicted_downtime = Some(predicted);
+            self.ledger.shortfall = self.shortfall(&context);
         }
         actions.extend(self.follow(now, decision, &context));
         actions
@@ -119,7 +125,9 @@ impl Source {
 
     fn round_report(&self, measured: &Measuring, context: &RoundContext, decision: Decision) -> RoundReport {
         let nearest_rule = match decision {
-            Decision::Continue => policy::nearest_rule(&self.config.policy, context),
+            Decision::Continue(_) | Decision::Throttle(_) => {
+                policy::nearest_rule(&self.config.policy, context)
+            }
             Decision::SwitchOver(reason) | Decision::Abort(reason) => reason,
         };
         RoundReport {
@@ -131,6 +139,7 @@ impl Source {
             dirty_pages_per_second: self.estimate.dirty_pages_per_second(),
             bytes_per_second: self.estimate.bytes_per_second(),
             predicted_downtime: context.predicted,
+            throttle: context.throttle,
             decision,
             nearest_rule,
         }
@@ -139,7 +148,14 @@ impl Source {
     fn follow(&mut self, now: Duration, decision: Decision, context: &RoundContext) -> Vec<Action> {
         let next_round = context.round + 1;
         match decision {
-            Decision::Continue => self.send_round(now, next_round, context.stalled_rounds),
+            Decision::Continue(_) => self.send_round(now, next_round, context.stalled_rounds),
+            Decision::Throttle(throttle) => {
+                self.ledger.throttling.change(now, throttle);
+                // what was predicted of a faster guest, and its stalls, do not count any more
+                self.ledger.lately = Lately::default();
+                let round = self.send_round(now, next_round, 0);
+                std::iter::once(Action::Throttle(throttle)).chain(round).collect()
+            }
             Decision::SwitchOver(reason) => {
                 self.ledger.stop_reason = Some(reason);
                 self.stage = Stage::Pausing(Switching { last_round: next_round, since: now });
@@ -151,6 +167,23 @@ impl Source {
                 self.give_up(now, fault, true)
             }
         }
+    }
+
+    fn shortfall(&self, context: &RoundContext) -> Option<Shortfall> {
+        let policy = &self.config.policy;
+        (context.predicted > policy.downtime_limit).then(|| Shortfall {
+            dirty_bytes_per_second: self.estimate.dirty_pages_per_second().saturating_mul(PAGE_BYTES),
+            bytes_per_second: self.estimate.bytes_per_second(),
+            met_limit: context.predicted,
+            could_slow_more: context.can_throttle && context.throttle.kept_percent() > LEAST_KEPT_PERCENT,
+        })
+    }
+
+    /// Goes on without: nothing of it is tried again.
+    pub(super) fn not_throttled(&mut self, now: Duration) -> Vec<Action> {
+        self.config.can_throttle = false;
+        self.ledger.throttling.change(now, Throttle::NONE);
+        Vec::new()
     }
 
     fn not_converged(&self, reason: StopReason, context: &RoundContext) -> Fault {

@@ -2,6 +2,7 @@
 
 mod asking;
 mod ends;
+mod slowing;
 mod way;
 
 use std::time::Duration;

@@ -24,6 +24,8 @@ pub(crate) fn config() -> SourceConfig {
         arbiter: None,
         description: description(),
         ram_bytes: 16 << 20,
+        pause_bytes_per_second: None,
+        can_throttle: false,
         pause: MS,
         save: MS,
         verify_cost: MS,
@@ -165,6 +167,7 @@ pub(crate) fn names(actions: &[Action]) -> Vec<String> {
             Action::Query { after } => format!("query after {after:?}"),
             Action::Claim => "claim".into(),
             Action::Resume(_) => "resume".into(),
+            Action::Throttle(throttle) => format!("throttle {throttle}"),
             Action::StopTracking => "stop tracking".into(),
             Action::End(report) => report.outcome.name().into(),
         })

@@ -108,6 +108,67 @@ fn a_closed_gate_means_that_no_vcpu_runs_and_every_vcpu_is_free_to_be_saved() {
 }
 
 #[test]
+fn a_held_vcpu_stands_still_while_the_others_run_and_goes_on_when_it_is_released() {
+    let Some(guest) = Guest::new(3, &COUNTING) else { return };
+    let loops: Vec<_> = (0..3).map(|i| guest.drive(i, |_| Flow::Continue)).collect();
+    guest.gate.open();
+    guest.wait_for_progress(&guest.counters());
+    for turn in 0..30 {
+        let held = turn % 3;
+        guest.gate.hold(|index| index == held);
+        // it is out once its mutex is free
+        let patience = Instant::now() + PATIENCE;
+        while guest.vcpus[held].try_lock().is_err() {
+            assert!(Instant::now() < patience, "it is not held");
+            thread::yield_now();
+        }
+        let then = guest.counters();
+        let others = |counters: &[u32]| [counters[(held + 1) % 3], counters[(held + 2) % 3]];
+        while others(&guest.counters()).iter().zip(others(&then)).any(|(now, then)| *now == then) {
+            thread::yield_now();
+        }
+        assert_eq!(guest.counters()[held], then[held]);
+        guest.gate.release();
+        guest.wait_for_progress(&guest.counters());
+    }
+    // held as it opens, closed while it is held, and ended too
+    guest.gate.hold(|_| true);
+    guest.gate.close(PATIENCE).unwrap();
+    let stopped = guest.counters();
+    guest.gate.open();
+    thread::sleep(Duration::from_millis(5));
+    assert_eq!(guest.counters(), stopped, "an open gate does not let in who is held");
+    guest.gate.end();
+    loops.into_iter().for_each(|ended| assert_eq!(ended.join().unwrap().unwrap(), Ended::Gate));
+}
+
+#[test]
+fn a_throttled_guest_is_slower_and_has_its_speed_back_at_once() {
+    let Some(guest) = Guest::new(1, &COUNTING) else { return };
+    let ended = guest.drive(0, |_| Flow::Continue);
+    let mut throttler = crate::Throttler::new(guest.gate.clone());
+    guest.gate.open();
+    let mut counted = |percent| {
+        throttler.set(mig::policy::Throttle::of_percent(percent)).unwrap();
+        let (before, began) = (guest.counters()[0], Instant::now());
+        thread::sleep(Duration::from_millis(300));
+        f64::from(guest.counters()[0].wrapping_sub(before)) / began.elapsed().as_secs_f64()
+    };
+    counted(0);
+    let (mut free, mut slow) = (0.0, 0.0);
+    for _ in 0..5 {
+        free += counted(0);
+        slow += counted(90);
+    }
+    // a tenth is right; a busy host takes from both alike
+    assert!(slow < free / 2.0, "{slow} to {free}");
+    drop(throttler);
+    guest.wait_for_progress(&guest.counters());
+    guest.gate.end();
+    assert_eq!(ended.join().unwrap().unwrap(), Ended::Gate);
+}
+
+#[test]
 fn closing_and_opening_at_any_moment_never_misses_a_vcpu() {
     let Some(guest) = Guest::new(3, &READING) else { return };
     let loops: Vec<_> = (0..3).map(|i| guest.drive(i, |_| Flow::Continue)).collect();

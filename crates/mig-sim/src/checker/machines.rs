@@ -283,7 +283,7 @@ impl Machines {
             }
             Action::Query { .. } => vec![Effect::Work(Work::Query)],
             Action::Claim => vec![Effect::Work(Work::Claim)],
-            Action::StopTracking | Action::Tell(_) => Vec::new(),
+            Action::Throttle(_) | Action::StopTracking | Action::Tell(_) => Vec::new(),
             Action::End(report) => vec![Effect::SourceEnds(report.outcome)],
         }
     }
@@ -380,6 +380,8 @@ fn config(verify: bool, arbiter: Option<ArbiterId>) -> SourceConfig {
         arbiter,
         description,
         ram_bytes: RAM_BYTES,
+        pause_bytes_per_second: None,
+        can_throttle: false,
         pause: Duration::ZERO,
         save: Duration::ZERO,
         verify_cost: Duration::ZERO,

@@ -27,6 +27,12 @@ impl World {
                 self.source.pause_ordered_at = self.now;
                 self.source_works(costs.pause, Job::Plain(Work::Pause));
             }
+            Action::Throttle(throttle) => {
+                self.guest.run_to(self.now);
+                if !throttle.is_none() || !self.scenario.is(Mutant::ThrottleLeftOn) {
+                    self.guest.throttle = throttle;
+                }
+            }
             Action::Save => self.source_works(costs.save, Job::Plain(Work::Save)),
             Action::SendLast { round, verify } => {
                 self.send_state(round, verify)?;

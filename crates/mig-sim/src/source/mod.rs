@@ -89,6 +89,8 @@ impl SourceSide {
             arbiter: scenario.arbitrated.then_some(arbiter::IDENTITY),
             description,
             ram_bytes: guest.domain.bytes(),
+            pause_bytes_per_second: None,
+            can_throttle: true,
             pause: nanos(scenario.costs.pause),
             save: nanos(scenario.costs.save),
             verify_cost: nanos(scenario.costs.verify),

@@ -125,7 +125,7 @@ fn await_source(
                 Ok(Order::Cancel(reason)) => {
                     return Err(Fault::cancelled(Side::Destination, Step::Connect, reason));
                 }
-                Ok(Order::Resolve(_)) => {}
+                Ok(Order::Resolve(_) | Order::Bandwidth(_)) => {}
                 Err(_) => return Err(local(Step::Connect, "nobody can cancel it any more")),
             }
         }
@@ -261,6 +261,8 @@ impl<'s, 'e: 's, 'a, I: Incoming> Driver<'s, 'e, 'a, I> {
                 recv(self.orders) -> order => match order {
                     Ok(Order::Cancel(reason)) => self.feed(Event::Cancelled { reason }),
                     Ok(Order::Resolve(word)) => self.feed(Event::Resolve(word)),
+                    // a source's
+                    Ok(Order::Bandwidth(_)) => {}
                     Err(_) => {}
                 },
                 recv(self.looks) -> _ => self.look(),

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use crossbeam::select;
 use mig_core::bitmap::PageRun;
+use mig_core::pacing::Bandwidth;
+use mig_core::policy::Throttle;
 use mig_core::progress::{PageCounts, Report};
 use mig_core::source::{Action, Event, Source, SourceConfig};
 use mig_core::{Bitmap, Blame, Claim, Fault, RunPermit, Side, Step};
@@ -31,6 +33,7 @@ use crate::guest::SourceVm;
 use crate::link::{Link, LinkEvent, ReadError, SILENCE_DEADLINE};
 use crate::memory::Pages;
 use crate::observe::Observer;
+use crate::pace::Pacer;
 use crate::patience;
 use crate::random;
 use crate::streams::{self, Streams};
@@ -77,12 +80,14 @@ pub(super) fn run<V: SourceVm>(
         Ok((config, pages, stream)) => {
             let tag = session_tag(&config.session);
             let streams = Streams::default();
+            let pacer = Pacer::new(options.bandwidth.cap_bytes_per_second);
             let link = Link::new(stream, tag, 0);
             let machine = Source::new(config);
             std::thread::scope(|scope| {
                 let mut driver = Driver::new(
-                    scope, vm, to, options, pages, &link, &streams, machine, control, observer, began,
+                    scope, vm, to, options, pages, &link, &streams, &pacer, machine, control, observer, began,
                 );
+                driver.bandwidth = options.bandwidth;
                 driver.drive()
             })
         }
@@ -128,6 +133,8 @@ fn prepare<V: SourceVm>(
         arbiter: options.arbiter.as_ref().map(|arbiter| arbiter.identity()),
         description,
         ram_bytes: pages.domain().bytes(),
+        pause_bytes_per_second: options.bandwidth.known_in_pause(),
+        can_throttle: vm.can_throttle(),
         pause: costs.pause,
         save: costs.save,
         verify_cost: if options.verify { digest::expected_cost(&pages) } else { Duration::ZERO },
@@ -150,6 +157,8 @@ struct Driver<'s, 'e, V> {
     dirty: Bitmap,
     link: &'e Link,
     streams: &'e Streams,
+    pacer: &'e Pacer,
+    bandwidth: Bandwidth,
     notes: Receiver<Note>,
     note: Sender<Note>,
     jobs: Vec<Sender<Job>>,
@@ -176,6 +185,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         pages: Arc<Pages>,
         link: &'e Link,
         streams: &'e Streams,
+        pacer: &'e Pacer,
         machine: Source,
         control: &Control,
         observer: &'s dyn Observer,
@@ -210,6 +220,8 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             pages,
             link,
             streams,
+            pacer,
+            bandwidth: Bandwidth::default(),
             notes,
             note,
             jobs: Vec::new(),
@@ -321,6 +333,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         match order {
             Some(Order::Cancel(reason)) => self.feed(Event::Cancelled { reason }),
             Some(Order::Resolve(word)) => self.feed(Event::Resolve(word)),
+            Some(Order::Bandwidth(cap)) => self.change_bandwidth(cap),
             None => {}
         }
     }
@@ -376,9 +389,11 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 Ok(None)
             }
             Action::Sync => self.sync().map(Some),
+            Action::Throttle(throttle) => Ok(self.throttle(throttle)),
             Action::Pause => self.vm.pause().map(|()| Some(Event::Paused)).map_err(|e| local(Step::Pause, e)),
             Action::Save => self.save().map(|()| Some(Event::Saved)),
             Action::SendLast { round, verify } => {
+                self.pacer.change(self.bandwidth.pause_cap_bytes_per_second());
                 self.start_round(round, false, Some(LastRound { verify }));
                 Ok(None)
             }
@@ -443,8 +458,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX) / channels,
         };
         let (pages, spent, note) = (self.pages.clone(), self.spent.0.clone(), self.note.clone());
+        let pacer = self.pacer;
         self.scope.spawn(move || {
-            Worker::new(&stream, &pages, tag, &settings).run(&jobs, &spent, &note);
+            Worker::new(&stream, &pages, pacer, tag, &settings).run(&jobs, &spent, &note);
         });
         self.jobs.push(sender);
     }
@@ -452,6 +468,12 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     fn start_tracking(&mut self) -> Result<(), Fault> {
         self.dirty = Bitmap::full(self.pages.domain());
         self.vm.tracker().start().map_err(|e| local(Step::Track, e))
+    }
+
+    fn throttle(&mut self, throttle: Throttle) -> Option<Event> {
+        let error = self.vm.throttle(throttle).err()?;
+        tracing::warn!(%error, "the guest is not slowed");
+        Some(Event::NotThrottled)
     }
 
     fn sync(&mut self) -> Result<Event, Fault> {

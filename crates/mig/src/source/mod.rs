@@ -7,6 +7,7 @@ mod worker;
 
 use std::sync::Arc;
 
+use mig_core::pacing::Bandwidth;
 use mig_core::policy::Policy;
 use mig_core::progress::{OutcomeKind, Report};
 use mig_core::{Blame, Fault, Side, Step};
@@ -32,6 +33,8 @@ pub struct SourceOptions {
     /// What the source may keep of pages that it sent, over all channels, where it sends what changed of them; none for
     /// [an eighth of guest memory](SourceOptions::cache_bytes). Only what is used takes memory.
     pub delta_cache_bytes: Option<u64>,
+    /// What they may take of the link together.
+    pub bandwidth: Bandwidth,
     /// Compare digests of all memory before the guest is committed. Both sides read all of it in the pause.
     pub verify: bool,
     /// Who decides in doubt. The destination must use the same one, or none where this is none; it costs the
@@ -41,13 +44,14 @@ pub struct SourceOptions {
 
 impl std::fmt::Debug for SourceOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { policy, channels, compress, delta_cache_bytes, verify, arbiter } = self;
+        let Self { policy, channels, compress, delta_cache_bytes, bandwidth, verify, arbiter } = self;
         let arbiter = arbiter.as_ref().map(|arbiter| arbiter.identity());
         f.debug_struct("SourceOptions")
             .field("policy", policy)
             .field("channels", channels)
             .field("compress", compress)
             .field("delta_cache_bytes", delta_cache_bytes)
+            .field("bandwidth", bandwidth)
             .field("verify", verify)
             .field("arbiter", &arbiter)
             .finish()

@@ -29,7 +29,7 @@ pub(super) enum Next {
 pub(super) struct Plan {
     pub(super) round: u32,
     /// Whether vCPUs run, so that pages must be watched again before they are read.
-    rearm: bool,
+    pub(super) rearm: bool,
     channels: usize,
     /// Where the next window starts.
     cursor: u64,

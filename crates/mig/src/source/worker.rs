@@ -14,6 +14,7 @@ use crate::encoding;
 use crate::encoding::encoder::{Encoder, Moment, Settings};
 use crate::link::ReadError;
 use crate::memory::Pages;
+use crate::pace::Pacer;
 use crate::transport::Stream;
 
 /// What a worker is to do.
@@ -37,6 +38,7 @@ pub(super) enum Job {
 pub(super) struct Worker<'a> {
     stream: &'a Stream,
     pages: &'a Pages,
+    pacer: &'a Pacer,
     session: u64,
     sequence: u64,
     counts: PageCounts,
@@ -48,10 +50,17 @@ pub(super) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     /// A worker on a stream on which the attach message was sent.
-    pub(super) fn new(stream: &'a Stream, pages: &'a Pages, session: u64, settings: &Settings) -> Self {
+    pub(super) fn new(
+        stream: &'a Stream,
+        pages: &'a Pages,
+        pacer: &'a Pacer,
+        session: u64,
+        settings: &Settings,
+    ) -> Self {
         Self {
             stream,
             pages,
+            pacer,
             session,
             sequence: 1,
             counts: PageCounts::default(),
@@ -95,7 +104,13 @@ impl<'a> Worker<'a> {
         pages::encode_table(self.encoder.table(), &mut self.head);
         self.bytes += (HEADER_BYTES + length) as u64;
         let began = Instant::now();
-        self.stream.write_pages(&self.head, self.pages, self.encoder.payload(), &mut self.vectors)?;
+        self.stream.write_pages(
+            &self.head,
+            self.pages,
+            self.encoder.payload(),
+            &mut self.vectors,
+            self.pacer,
+        )?;
         self.encoder.written(HEADER_BYTES + length, began.elapsed());
         Ok(())
     }

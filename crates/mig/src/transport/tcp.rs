@@ -14,6 +14,7 @@ use nix::sys::socket::{self, MsgFlags, sockopt};
 
 use super::{Address, vectored};
 use crate::memory::Pages;
+use crate::pace::Pacer;
 
 /// How long one attempt to connect may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -173,13 +174,14 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes `head`, then the parts: pages straight from guest memory.
+    /// Writes `head`, then the parts, pages straight from guest memory, as fast as `pacer` allows.
     pub(crate) fn write_pages<'a>(
         &self,
         head: &'a [u8],
         pages: &Pages,
         parts: impl Iterator<Item = Part<'a>>,
         vectors: &mut Vec<libc::iovec>,
+        pacer: &Pacer,
     ) -> io::Result<()> {
         vectors.clear();
         let parts = std::iter::once(Part::Bytes(head)).chain(parts);
@@ -192,7 +194,9 @@ impl Stream {
         #[allow(unsafe_code)]
         // SAFETY: the bytes are borrowed (`'a`) and `pages` keeps its mappings for the whole call.
         unsafe {
-            vectored::write_all(self.socket.as_fd(), vectors, &self.traffic.written)
+            vectored::write_all(self.socket.as_fd(), vectors, &self.traffic.written, |wanted| {
+                pacer.wait(wanted)
+            })
         }
     }
 

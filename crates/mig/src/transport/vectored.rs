@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What one call takes at most (`UIO_MAXIOV` in the kernel's include/uapi/linux/uio.h).
 const MAX_VECTORS: usize = 1024;
 
-/// Writes all of `vectors`, which are used up, adding the bytes to `moved` as they go.
+/// Writes all of `vectors`, which are used up, adding the bytes to `moved` as they go. Before each call `pace` is told
+/// how many bytes it would take, and says how many it may.
 ///
 /// # Safety
 /// Each vector is mapped readable memory for the whole call.
@@ -17,8 +18,9 @@ pub(super) unsafe fn write_all(
     fd: BorrowedFd<'_>,
     vectors: &mut [libc::iovec],
     moved: &AtomicU64,
+    pace: impl FnMut(usize) -> usize,
 ) -> io::Result<()> {
-    transfer(vectors, moved, |part| {
+    transfer(vectors, moved, pace, |part| {
         // SAFETY: the caller vouches for the memory; the count is within the slice; a zeroed `msghdr` has no
         // address and no control data.
         unsafe {
@@ -40,10 +42,15 @@ pub(super) unsafe fn read_exact(
     vectors: &mut [libc::iovec],
     moved: &AtomicU64,
 ) -> io::Result<()> {
-    transfer(vectors, moved, |part| {
-        // SAFETY: the caller vouches for the memory; the count is within the slice.
-        unsafe { libc::readv(fd.as_raw_fd(), part.as_ptr(), part.len() as libc::c_int) }
-    })
+    transfer(
+        vectors,
+        moved,
+        |wanted| wanted,
+        |part| {
+            // SAFETY: the caller vouches for the memory; the count is within the slice.
+            unsafe { libc::readv(fd.as_raw_fd(), part.as_ptr(), part.len() as libc::c_int) }
+        },
+    )
 }
 
 /// Bytes written to a TCP socket that the peer's host has not acknowledged (SIOCOUTQ, which is TIOCOUTQ, in
@@ -58,6 +65,7 @@ pub(super) fn unacknowledged_bytes(fd: BorrowedFd<'_>) -> u64 {
 fn transfer(
     mut vectors: &mut [libc::iovec],
     total: &AtomicU64,
+    mut pace: impl FnMut(usize) -> usize,
     mut call: impl FnMut(&[libc::iovec]) -> isize,
 ) -> io::Result<()> {
     loop {
@@ -66,7 +74,10 @@ fn transfer(
         if vectors.is_empty() {
             return Ok(());
         }
-        match call(&vectors[..vectors.len().min(MAX_VECTORS)]) {
+        let count = vectors.len().min(MAX_VECTORS);
+        let wanted = vectors[..count].iter().map(|v| v.iov_len).sum();
+        let moved = with_at_most(&mut vectors[..count], pace(wanted).clamp(1, wanted), &mut call);
+        match moved {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             moved if moved > 0 => {
                 total.fetch_add(moved as u64, Ordering::Relaxed);
@@ -78,6 +89,25 @@ fn transfer(
             },
         }
     }
+}
+
+/// Calls with the first `bytes` of the vectors, of which there are at least as many.
+fn with_at_most(
+    vectors: &mut [libc::iovec],
+    bytes: usize,
+    call: impl FnOnce(&[libc::iovec]) -> isize,
+) -> isize {
+    let mut before = 0;
+    for (index, length) in vectors.iter().map(|v| v.iov_len).enumerate() {
+        if before + length >= bytes {
+            vectors[index].iov_len = bytes - before;
+            let moved = call(&vectors[..=index]);
+            vectors[index].iov_len = length;
+            return moved;
+        }
+        before += length;
+    }
+    call(vectors)
 }
 
 /// Takes `moved` bytes off the front.
@@ -115,6 +145,19 @@ mod tests {
 
     #[test]
     fn more_vectors_and_bytes_than_one_call_takes_arrive_in_order() {
+        arrive_in_order(|wanted| wanted);
+    }
+
+    #[test]
+    fn a_few_bytes_at_a_time_arrive_in_order_too() {
+        let mut turn = 0;
+        arrive_in_order(move |wanted| {
+            turn += 1;
+            [0, 1, 350, 351, 7000, wanted, wanted + 1][turn % 7]
+        });
+    }
+
+    fn arrive_in_order(pace: impl FnMut(usize) -> usize + Send + 'static) {
         let (mut here, there) = UnixStream::pair().unwrap();
         let pieces: Vec<usize> = (0..3000).map(|i| i % 700).collect();
         let bytes: Vec<u8> = (0..pieces.iter().sum::<usize>()).map(|i| (i / 251 % 256) as u8).collect();
@@ -122,7 +165,7 @@ mod tests {
         let writer = std::thread::spawn(move || {
             let mut vectors = vectors(&mut copy, &pieces);
             // SAFETY: the vectors point into `copy`, which outlives the call.
-            unsafe { write_all(there.as_fd(), &mut vectors, &AtomicU64::new(0)) }
+            unsafe { write_all(there.as_fd(), &mut vectors, &AtomicU64::new(0), pace) }
         });
         let mut received = Vec::new();
         here.read_to_end(&mut received).unwrap();

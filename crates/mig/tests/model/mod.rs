@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mig::describe::{Region, Schema};
+use mig::policy::Throttle;
 use mig::{
     Bitmap, BoxError, Description, DestinationVm, DirtyTracker, Domain, GuestRam, Incoming, Refusal,
     RestoreState, RunPermit, SaveState, Section, SourceVm, VmControl,
@@ -26,6 +27,8 @@ pub enum Flaw {
     /// The dirty log reports every page every time.
     ReportsEveryPage,
     FailsToPause,
+    /// It reports every page every time as well.
+    FailsToThrottle,
     FailsToSave,
     FailsToRestore,
     FailsToResume,
@@ -46,6 +49,8 @@ struct Shared {
     ended: AtomicBool,
     writes: AtomicU64,
     pause_between_writes: Duration,
+    /// By how much it is slowed, in percent; each change.
+    throttles: Mutex<Vec<u8>>,
 }
 
 /// The guest.
@@ -85,6 +90,7 @@ impl Model {
             ended: AtomicBool::new(false),
             writes: AtomicU64::new(0),
             pause_between_writes,
+            throttles: Mutex::default(),
         });
         let guest = shared.clone();
         let thread = Some(std::thread::spawn(move || guest.live()));
@@ -110,6 +116,11 @@ impl Model {
 
     pub fn writes(&self) -> u64 {
         self.shared.writes.load(Ordering::Relaxed)
+    }
+
+    /// By how many percent it was slowed, one after the other.
+    pub fn throttles(&self) -> Vec<u8> {
+        self.shared.throttles.lock().unwrap().clone()
     }
 
     pub fn is_tracked(&self) -> bool {
@@ -159,7 +170,8 @@ impl Shared {
             self.mark(extent.first_page + page);
             drop(running);
             if !self.pause_between_writes.is_zero() {
-                std::thread::sleep(self.pause_between_writes);
+                let kept = 100 - self.throttles.lock().unwrap().last().copied().unwrap_or(0);
+                std::thread::sleep(self.pause_between_writes * 100 / u32::from(kept));
             }
         }
     }
@@ -176,7 +188,7 @@ impl DirtyTracker for Log {
     }
 
     fn sync(&mut self, dirty: &mut Bitmap) -> Result<(), BoxError> {
-        if self.flaw == Flaw::ReportsEveryPage {
+        if matches!(self.flaw, Flaw::ReportsEveryPage | Flaw::FailsToThrottle) {
             *dirty = Bitmap::full(&self.shared.domain);
         }
         for (index, word) in self.shared.dirty.iter().enumerate() {
@@ -212,6 +224,18 @@ impl VmControl for Model {
             self.shared.memory.write_obj(u64::MAX, GuestAddress(address + 24))?;
         }
         if self.flaw == Flaw::FailsToPause { Err("a vCPU does not stop".into()) } else { Ok(()) }
+    }
+
+    fn can_throttle(&self) -> bool {
+        true
+    }
+
+    fn throttle(&mut self, throttle: Throttle) -> Result<(), BoxError> {
+        if self.flaw == Flaw::FailsToThrottle {
+            return Err("there is no thread for it".into());
+        }
+        self.shared.throttles.lock().unwrap().push(throttle.percent());
+        Ok(())
     }
 
     fn resume(&mut self, _: RunPermit) -> Result<(), BoxError> {

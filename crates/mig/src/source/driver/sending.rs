@@ -96,6 +96,17 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
         self.observer.progress(&Progress::Copying { round, sent_pages, total_pages });
     }
 
+    /// For the rounds; the pause has its own.
+    pub(super) fn change_bandwidth(&mut self, cap_bytes_per_second: Option<u64>) {
+        self.bandwidth.cap_bytes_per_second = cap_bytes_per_second;
+        let in_pause = self.sending.as_ref().is_some_and(|s| !s.plan.rearm);
+        self.pacer.change(if in_pause {
+            self.bandwidth.pause_cap_bytes_per_second()
+        } else {
+            cap_bytes_per_second
+        });
+    }
+
     /// The state goes out while the channels send the last pages, and digests are computed beside both.
     pub(super) fn send_state(&mut self, round: u32, last: &LastRound) {
         if last.verify {

@@ -1,0 +1,146 @@
+//! Slowing a guest: its vCPUs are held out of KVM_RUN for a part of each slice of time.
+//!
+//! Held together, not in turn: a vCPU that waits for a lock whose holder is held makes nothing but heat. A held
+//! vCPU is out of KVM_RUN, so a pause finds it so.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mig::policy::Throttle;
+
+use crate::kick::Gate;
+
+/// How long a slice is, if what is left to the guest of it is [`LEAST_FREE`]: short, since timers are late by what is
+/// held of it.
+const SLICE: Duration = Duration::from_millis(10);
+/// Less at a time is lost on the way in and out.
+const LEAST_FREE: Duration = Duration::from_millis(1);
+
+/// Slows the vCPUs of a gate. Dropping it gives them all their time.
+#[derive(Debug)]
+pub struct Throttler {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    gate: Arc<Gate>,
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Wanted {
+    throttle: Throttle,
+    ended: bool,
+}
+
+impl Throttler {
+    /// One that slows nothing yet.
+    pub fn new(gate: Arc<Gate>) -> Self {
+        Self {
+            shared: Arc::new(Shared { gate, wanted: Mutex::default(), changed: Condvar::new() }),
+            thread: None,
+        }
+    }
+
+    /// Holds every vCPU for this part of the time from now on. [`Throttle::NONE`] lets all of them go at once.
+    ///
+    /// # Errors
+    /// The host gives no thread for it; nothing is held then.
+    pub fn set(&mut self, throttle: Throttle) -> std::io::Result<()> {
+        if self.thread.is_none() && !throttle.is_none() {
+            let shared = self.shared.clone();
+            let named = std::thread::Builder::new().name("throttle".into());
+            self.thread = Some(named.spawn(move || shared.work())?);
+        }
+        self.shared.want(Wanted { throttle, ended: false });
+        Ok(())
+    }
+}
+
+impl Drop for Throttler {
+    fn drop(&mut self) {
+        self.shared.want(Wanted { throttle: Throttle::NONE, ended: true });
+        if let Some(thread) = self.thread.take() {
+            // it has nothing that could panic but a poisoned gate
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn want(&self, wanted: Wanted) {
+        let mut now = self.lock();
+        *now = wanted;
+        if wanted.throttle.is_none() {
+            self.gate.release();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Under the lock whenever it holds or releases, so that who wanted an end is not overtaken.
+    fn work(&self) {
+        let mut wanted = self.lock();
+        while !wanted.ended {
+            if wanted.throttle.is_none() {
+                wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (held, free) = slice(wanted.throttle);
+            self.gate.hold(|_| true);
+            wanted = self.wait(wanted, held);
+            self.gate.release();
+            wanted = self.wait(wanted, free);
+        }
+    }
+
+    /// Waits so long, or until something else is wanted.
+    fn wait<'a>(&'a self, wanted: MutexGuard<'a, Wanted>, time: Duration) -> MutexGuard<'a, Wanted> {
+        let before = *wanted;
+        let waited = self.changed.wait_timeout_while(wanted, time, |now| *now == before);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("wanted", &self.wanted).finish_non_exhaustive()
+    }
+}
+
+/// How long vCPUs are held in a slice, and how long they run.
+fn slice(throttle: Throttle) -> (Duration, Duration) {
+    let free = (SLICE * u32::from(throttle.kept_percent()) / 100).max(LEAST_FREE);
+    (free * u32::from(throttle.percent()) / u32::from(throttle.kept_percent()), free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_has_its_parts_in_proportion_and_the_guest_a_millisecond_at_least() {
+        let ms = |percent| {
+            let (held, free) = slice(Throttle::of_percent(percent));
+            (held.as_micros(), free.as_micros())
+        };
+        assert_eq!(ms(20), (2000, 8000));
+        assert_eq!(ms(90), (9000, 1000));
+        assert_eq!(ms(99), (99_000, 1000));
+    }
+
+    #[test]
+    fn a_throttler_that_slowed_nothing_ends_without_a_thread() {
+        let mut throttler = Throttler::new(Arc::new(Gate::new(2).unwrap()));
+        throttler.set(Throttle::NONE).unwrap();
+        assert!(throttler.thread.is_none());
+        throttler.set(Throttle::of_percent(50)).unwrap();
+        drop(throttler);
+    }
+}

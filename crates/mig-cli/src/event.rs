@@ -301,8 +301,10 @@ pub struct Slowed {
     pub most_percent: u8,
     /// For how long it was slowed at all.
     pub lasted_ms: f64,
-    /// The time that was taken from each vCPU in that.
-    pub taken_ms: f64,
+    /// For how long each vCPU was held in that.
+    pub held_ms: f64,
+    /// The least of its speed that it kept over a round, where that is known.
+    pub least_speed_percent: Option<u8>,
 }
 
 impl From<observe::Shortfall> for Shortfall {
@@ -321,7 +323,8 @@ impl From<observe::Slowed> for Slowed {
         Self {
             most_percent: slowed.most.percent(),
             lasted_ms: as_ms(slowed.lasted),
-            taken_ms: as_ms(slowed.taken),
+            held_ms: as_ms(slowed.held),
+            least_speed_percent: slowed.least_speed_percent,
         }
     }
 }

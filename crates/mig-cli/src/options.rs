@@ -23,11 +23,11 @@ Guests:
   clock                        watches time stamps and timer ticks go forward";
 
 const PRIORITIES: &str = "\
-Priorities, each with what the guest keeps of its speed at least while it is slowed, should rounds not shrink:
-  balanced           rounds go on while they shorten the pause much; half; then the pause may be longer
-  shortest-pause     the same; a tenth
-  soonest-done       the first pause within --downtime is taken; a tenth
-  never-over-budget  as balanced; a twentieth; then the guest stays here";
+Priorities, for a guest whose rounds do not shrink enough:
+  balanced           slowed to a fifth of its speed if need be, then paused for longer than --downtime
+  shortest-pause     slowed to a twentieth, then paused for longer
+  soonest-done       the same, and rounds end with the first pause that fits --downtime, however short the next
+  never-over-budget  slowed to a twentieth, then left here";
 
 const EXIT_CODES: &str = "\
 Exit codes:

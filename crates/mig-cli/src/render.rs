@@ -179,11 +179,14 @@ impl Renderer {
             _ => self.paint(Style::Red, "discarded here, on an operator's word") + "\n",
         };
         if let Some(slowed) = &report.slowed {
+            let kept = slowed
+                .least_speed_percent
+                .map_or(String::new(), |percent| format!("; it kept {percent} % of its speed"));
             text.push_str(&format!(
-                "the guest was slowed for {}, by {} % at most: {} of each vCPU's time\n",
+                "the guest was slowed for {}: vCPUs held for {} of it, {} % at most{kept}\n",
                 millis(slowed.lasted_ms),
+                millis(slowed.held_ms),
                 slowed.most_percent,
-                millis(slowed.taken_ms),
             ));
         }
         if let Some(shortfall) = &report.shortfall {
@@ -356,7 +359,12 @@ mod tests {
     #[test]
     fn a_report_says_what_the_guest_was_denied_and_what_would_have_made_the_pause_fit() {
         let mut report: Report = (&examples::moved()).into();
-        report.slowed = Some(Slowed { most_percent: 60, lasted_ms: 4000.0, taken_ms: 1800.0 });
+        report.slowed = Some(Slowed {
+            most_percent: 60,
+            lasted_ms: 4000.0,
+            held_ms: 1800.0,
+            least_speed_percent: Some(70),
+        });
         report.shortfall = Some(Shortfall {
             dirty_bytes_per_second: 250_000_000,
             bytes_per_second: 125_000_000,
@@ -364,7 +372,12 @@ mod tests {
             could_slow_more: true,
         });
         let text = plain().render(&Event::Report(Box::new(report)));
-        assert!(text.contains("slowed for 4.00 s, by 60 % at most: 1.80 s of each vCPU's time\n"), "{text}");
+        assert!(
+            text.contains(
+                "slowed for 4.00 s: vCPUs held for 1.80 s of it, 60 % at most; it kept 70 % of its speed\n"
+            ),
+            "{text}"
+        );
         assert!(
             text.contains("the guest dirtied 2 Gbit/s, 1 Gbit/s came through. A link of 4 Gbit/s"),
             "{text}"

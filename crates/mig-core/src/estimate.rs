@@ -107,7 +107,8 @@ impl Estimate {
         self.downtime(next.min(dirty_pages))
     }
 
-    fn sending(&self, pages: u64) -> Duration {
+    /// What a round of so many pages takes.
+    pub fn sending(&self, pages: u64) -> Duration {
         self.overhead() + self.on_the_wire(pages.saturating_mul(PAGE_BYTES))
     }
 

@@ -49,7 +49,10 @@ pub(crate) struct Throttling {
     since: Duration,
     most: Throttle,
     lasted: Duration,
-    taken: Duration,
+    held: Duration,
+    /// How busy the guest was in percent of a processor while it had all its time, and then while it had not.
+    busy_before: Option<u8>,
+    least_busy: Option<u8>,
 }
 
 impl Throttling {
@@ -64,13 +67,31 @@ impl Throttling {
     /// With everything up to `now` noted down.
     fn so_far(&self, now: Duration) -> Self {
         let passed = if self.now.is_none() { Duration::ZERO } else { now.saturating_sub(self.since) };
-        let taken = passed * u32::from(self.now.percent()) / 100;
-        Self { since: now, lasted: self.lasted + passed, taken: self.taken + taken, ..self.clone() }
+        let held = passed * u32::from(self.now.percent()) / 100;
+        Self { since: now, lasted: self.lasted + passed, held: self.held + held, ..self.clone() }
+    }
+
+    /// How busy the guest was lately, in percent of a processor.
+    pub(crate) fn busy(&mut self, percent: u8) {
+        let percent = percent.min(100);
+        if self.now.is_none() {
+            self.busy_before = Some(percent);
+        } else {
+            self.least_busy = Some(self.least_busy.map_or(percent, |least| least.min(percent)));
+        }
+    }
+
+    /// The time it needs to keep its speed, in percent: all of it where that is not known.
+    pub(crate) fn needed_percent(&self) -> u8 {
+        self.busy_before.unwrap_or(100)
     }
 
     pub(crate) fn report(&self, now: Duration) -> Option<Slowed> {
-        let Self { most, lasted, taken, .. } = self.so_far(now);
-        (!most.is_none()).then_some(Slowed { most, lasted, taken })
+        let Self { most, lasted, held, busy_before, least_busy, .. } = self.so_far(now);
+        let speed = |(before, least): (u8, u8)| u32::from(least) * 100 / u32::from(before.max(1));
+        let least_speed_percent =
+            busy_before.zip(least_busy).map(speed).map(|percent| percent.min(100) as u8);
+        (!most.is_none()).then_some(Slowed { most, lasted, held, least_speed_percent })
     }
 }
 

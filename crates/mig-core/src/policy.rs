@@ -8,8 +8,6 @@ mod throttle;
 use std::fmt;
 use std::time::Duration;
 
-use crate::domain::PAGE_BYTES;
-
 pub use priority::{LEAST_KEPT_PERCENT, Priority};
 pub use throttle::Throttle;
 
@@ -29,9 +27,10 @@ pub struct Policy {
     /// The longest time before the pause; `None` for no limit.
     pub timeout: Option<Duration>,
     /// Whether rounds go on within the budget as long as they shorten the pause much.
-    pub shorten_pause: bool,
+    pub shorten: Shorten,
     /// How much of its speed the guest keeps at least while it is slowed so that rounds shrink, in percent; 100 to
-    /// leave it alone.
+    /// leave it alone. Speed is what it uses of the processors: one that used a tenth of them has that of a tenth of its
+    /// time. Where that is not known, it is taken to need all of its time.
     pub least_kept_percent: u8,
     /// What to do when pre-copy did not converge, for all that.
     pub on_stall: OnStall,
@@ -46,11 +45,22 @@ impl Default for Policy {
             no_progress_rounds: 2,
             traffic_factor: 3,
             timeout: None,
-            shorten_pause: true,
-            least_kept_percent: 50,
+            shorten: Shorten::AtFullSpeed,
+            least_kept_percent: 20,
             on_stall: OnStall::StopAndCopy,
         }
     }
+}
+
+/// When a pause within the budget is made shorter by further rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shorten {
+    /// The first that fits is taken.
+    Never,
+    /// While the guest has all its time: one that was slowed to get there has paid enough.
+    AtFullSpeed,
+    /// Whatever it takes.
+    Always,
 }
 
 /// What to do when a rule ends pre-copy although the prediction is over the budget.
@@ -108,6 +118,12 @@ pub struct RoundContext {
     pub sent_pages: u64,
     /// Pages dirtied meanwhile.
     pub dirtied_pages: u64,
+    /// How long it took.
+    pub round_time: Duration,
+    /// How long the next one should.
+    pub next_round_time: Duration,
+    /// Bytes that arrive in a second.
+    pub bytes_per_second: u64,
     /// Bytes sent in all rounds.
     pub total_sent_bytes: u64,
     /// Bytes of guest memory.
@@ -124,6 +140,8 @@ pub struct RoundContext {
     pub lowest_lately: Option<Duration>,
     /// By how much the guest was slowed in the round.
     pub throttle: Throttle,
+    /// What it needs of its time to keep its speed, in percent.
+    pub needed_percent: u8,
     /// Whether it can be.
     pub can_throttle: bool,
 }
@@ -168,7 +186,12 @@ pub fn decide(policy: &Policy, context: &RoundContext) -> Decision {
     if context.dirtied_pages <= policy.few_pages {
         return Decision::SwitchOver(StopReason::FewPages);
     }
-    if fits && !(policy.shorten_pause && shortens(context)) {
+    let may_shorten = match policy.shorten {
+        Shorten::Never => false,
+        Shorten::AtFullSpeed => context.throttle.is_none(),
+        Shorten::Always => true,
+    };
+    if fits && !(may_shorten && shortens(context)) {
         return Decision::SwitchOver(StopReason::WithinBudget);
     }
     let limit = limit_reached(policy, context);
@@ -196,38 +219,42 @@ fn shortens(context: &RoundContext) -> bool {
     gain > (context.predicted / 10).max(SMALLEST_GAIN)
 }
 
-/// When the pause fits, if each round is to the one before as the last one was.
+/// When the pause fits, if each round is to the one before as the next one is to this.
 fn outlook(policy: &Policy, context: &RoundContext) -> Why {
-    let shrink = (context.dirtied_pages as f64 / context.sent_pages as f64).ln();
+    let shrink = (context.next_round_time.as_secs_f64() / context.round_time.as_secs_f64()).ln();
     let wanted = (policy.downtime_limit.as_secs_f64() / context.predicted.as_secs_f64()).ln();
     let rounds = (wanted / shrink).ceil();
-    if shrink < 0.0 && rounds <= f64::from(policy.max_rounds) {
+    // of the first round little is learnt: it is the longest, and the working set bounds what it can dirty
+    if context.round > 0 && shrink < 0.0 && rounds <= f64::from(policy.max_rounds) {
         Why::FitsIn { rounds: (rounds as u32).max(1) }
     } else {
         Why::OverBudget
     }
 }
 
-/// Whether rounds as they are would not shrink to nothing before the traffic limit: n of them, each `dirtied / sent`
-/// of the one before, add up to the last one over `1 - dirtied / sent`.
+/// What a first round must leave for the guest to be taken for too fast: in percent of its time, to send it. It says
+/// too little rather than too much, since the working set bounds what it can dirty.
+const TOO_FAST_AT_ONCE_PERCENT: u32 = 70;
+
+/// Whether rounds as they are would not shrink to nothing before the traffic limit: if each is to the one before as the
+/// next one is to this, they add up to the next one over `1 - next / this`.
 fn does_not_converge(policy: &Policy, context: &RoundContext) -> bool {
-    // how much was dirtied in the first one says little: it is the longest, and the working set bounds it
-    if context.round == 0 && context.dirtied_pages < context.sent_pages {
-        return false;
+    let (this, next) = (context.round_time, context.next_round_time);
+    if context.round == 0 {
+        return next >= this * TOO_FAST_AT_ONCE_PERCENT / 100;
     }
-    let Some(shrinks_by) = context.sent_pages.checked_sub(context.dirtied_pages).filter(|pages| *pages > 0)
-    else {
-        return true;
-    };
-    let (dirtied, sent) = (u128::from(context.dirtied_pages), u128::from(context.sent_pages));
-    let to_come = dirtied * sent / u128::from(shrinks_by) * u128::from(PAGE_BYTES);
-    u128::from(context.total_sent_bytes) + to_come > u128::from(traffic_limit(policy, context))
+    let Some(shrinks_by) = this.checked_sub(next).filter(|by| !by.is_zero()) else { return true };
+    let time_to_come = next.as_secs_f64() * this.as_secs_f64() / shrinks_by.as_secs_f64();
+    let to_come = time_to_come * context.bytes_per_second as f64;
+    context.total_sent_bytes as f64 + to_come > traffic_limit(policy, context) as f64
 }
 
 fn more_throttle(policy: &Policy, context: &RoundContext) -> Option<Throttle> {
-    let kept = policy.least_kept_percent;
-    let step = || throttle::step_up(context.throttle, kept, context.sent_pages, context.dirtied_pages);
-    context.can_throttle.then(step).flatten()
+    let times = (context.round_time, context.next_round_time);
+    let step =
+        || throttle::step_up(context.throttle, context.needed_percent, policy.least_kept_percent, times);
+    let may = context.can_throttle && policy.least_kept_percent < 100;
+    may.then(step).flatten()
 }
 
 /// Whether it is worth waiting for the bottom of a dirtying cycle: the pause has been shorter lately.
@@ -287,6 +314,9 @@ mod tests {
             round: 1,
             sent_pages: 100_000,
             dirtied_pages: 10_000,
+            round_time: Duration::from_secs(1),
+            next_round_time: Duration::from_millis(100),
+            bytes_per_second: 409_600_000,
             total_sent_bytes: 1 << 30,
             ram_bytes: 1 << 30,
             elapsed: Duration::from_secs(1),
@@ -295,6 +325,7 @@ mod tests {
             predicted_after_next: Duration::from_millis(10),
             lowest_lately: None,
             throttle: Throttle::NONE,
+            needed_percent: 100,
             can_throttle: false,
         }
     }
@@ -311,7 +342,7 @@ mod tests {
     fn it_says_when_the_pause_should_fit() {
         let over = |dirtied_pages, predicted_ms| {
             let predicted = Duration::from_millis(predicted_ms);
-            decide_default(&RoundContext { dirtied_pages, predicted, ..progressing() })
+            decide_default(&RoundContext { predicted, can_throttle: false, ..dirtying(dirtied_pages) })
         };
         // 3 s are ten times the limit: at half each round 3.3 rounds away, at a tenth one
         assert_eq!(over(50_000, 3000), Decision::Continue(Why::FitsIn { rounds: 4 }));
@@ -370,6 +401,13 @@ mod tests {
     }
 
     #[test]
+    fn a_slowed_guest_is_paused_as_soon_as_that_fits_unless_the_pause_is_all_that_counts() {
+        let context = RoundContext { throttle: Throttle::of_percent(40), ..progressing() };
+        assert_eq!(decide_default(&context), Decision::SwitchOver(StopReason::WithinBudget));
+        assert!(goes_on(decide(&Priority::ShortestPause.policy(), &context)));
+    }
+
+    #[test]
     fn who_is_to_be_done_soonest_takes_the_first_pause_that_fits() {
         let policy = Priority::SoonestDone.policy();
         assert_eq!(decide(&policy, &progressing()), Decision::SwitchOver(StopReason::WithinBudget));
@@ -378,30 +416,48 @@ mod tests {
     /// A round over the budget that dirtied so many pages of 100 000 that it sent.
     fn dirtying(dirtied_pages: u64) -> RoundContext {
         let predicted = Duration::from_secs(2);
-        RoundContext { dirtied_pages, predicted, can_throttle: true, ..progressing() }
+        let next_round_time = Duration::from_micros(10 * dirtied_pages);
+        RoundContext { dirtied_pages, next_round_time, predicted, can_throttle: true, ..progressing() }
     }
 
     #[test]
     fn a_guest_is_slowed_when_rounds_would_not_shrink_before_the_traffic_limit_and_not_sooner() {
         // of 1 GiB, 1 is sent: 2 more may come, which are 524 288 pages; d / (1 - d / 100 000) is more from 83 984
         assert!(goes_on(decide_default(&dirtying(83_900))));
-        assert_eq!(decide_default(&dirtying(84_100)), Decision::Throttle(Throttle::of_percent(30)));
-        let first = RoundContext { round: 0, ..dirtying(84_100) };
-        assert!(goes_on(decide_default(&first)), "of the first round little is learnt");
-        let all_of_it = RoundContext { round: 0, ..dirtying(100_000) };
-        assert_eq!(decide_default(&all_of_it), Decision::Throttle(Throttle::of_percent(30)));
+        assert_eq!(decide_default(&dirtying(84_100)), Decision::Throttle(Throttle::of_percent(41)));
+        let first = |dirtied_pages| decide_default(&RoundContext { round: 0, ..dirtying(dirtied_pages) });
+        assert!(goes_on(first(69_900)), "of the first round little is learnt");
+        assert_eq!(first(100_000), Decision::Throttle(Throttle::of_percent(50)));
     }
 
     #[test]
     fn a_guest_that_fits_the_budget_or_cannot_be_slowed_or_is_to_be_left_alone_is_not_slowed() {
         let fits = RoundContext { predicted: Duration::from_millis(299), ..dirtying(200_000) };
         let cannot = RoundContext { can_throttle: false, ..dirtying(200_000) };
-        let slowed = RoundContext { throttle: Throttle::of_percent(50), ..dirtying(200_000) };
+        let slowed = RoundContext { throttle: Throttle::of_percent(80), ..dirtying(200_000) };
         for context in [fits, cannot, slowed] {
             assert!(goes_on(decide_default(&context)));
         }
         let alone = Policy { least_kept_percent: 100, ..Policy::default() };
         assert!(goes_on(decide(&alone, &dirtying(200_000))));
+    }
+
+    #[test]
+    fn a_guest_with_time_to_spare_keeps_its_speed_with_less_of_it() {
+        let throttle = Throttle::of_percent(80);
+        let spare =
+            |needed_percent| decide_default(&RoundContext { needed_percent, throttle, ..dirtying(200_000) });
+        assert!(goes_on(spare(100)));
+        assert_eq!(spare(50), Decision::Throttle(Throttle::of_percent(90)), "a fifth of half");
+        let alone = Policy { least_kept_percent: 100, ..Policy::default() };
+        let idle = RoundContext { needed_percent: 1, ..dirtying(200_000) };
+        assert!(goes_on(decide(&alone, &idle)));
+        let first = RoundContext { needed_percent: 50, ..dirtying(100_000) };
+        assert_eq!(
+            decide_default(&first),
+            Decision::Throttle(Throttle::of_percent(75)),
+            "half of what it needs"
+        );
     }
 
     #[test]

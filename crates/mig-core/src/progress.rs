@@ -157,8 +157,11 @@ pub struct Slowed {
     pub most: Throttle,
     /// For how long it was slowed at all.
     pub lasted: Duration,
-    /// The time that was taken from each vCPU in that.
-    pub taken: Duration,
+    /// For how long each vCPU was held in that.
+    pub held: Duration,
+    /// The least of its speed that it kept over a round, in percent: what it used of the processors, to what it used
+    /// before. Where that is known.
+    pub least_speed_percent: Option<u8>,
 }
 
 /// What `--verify` found.

@@ -84,6 +84,11 @@ pub enum Event {
         /// Bytes of it on the wire.
         bytes: u64,
     },
+    /// How busy the guest was since this was told last, where that is known: what its busiest vCPU used of a processor.
+    Busy {
+        /// At most 100.
+        percent: u8,
+    },
     /// The dirty log was read.
     Synced {
         /// Pages that are to be sent now.
@@ -380,6 +385,13 @@ impl Source {
             Event::Attached => self.attached(),
             Event::Tracking => self.tracking(now),
             Event::RoundSent { pages, bytes } => self.round_sent(now, pages, bytes),
+            Event::Busy { percent } => {
+                // a paused guest is not busy, and that says nothing
+                if let Stage::Measuring(_) = self.stage {
+                    self.ledger.throttling.busy(percent);
+                }
+                Vec::new()
+            }
             Event::Synced { dirty_pages } => self.synced(now, dirty_pages),
             Event::NotThrottled => self.not_throttled(now),
             Event::Paused => self.paused(now),

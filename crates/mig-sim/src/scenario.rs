@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mig_core::domain::PAGE_BYTES;
-use mig_core::policy::{OnStall, Policy};
+use mig_core::policy::{OnStall, Policy, Shorten};
 use mig_wire::describe::Region;
 
 use crate::link::{FIRST_CHANNEL, Speed};
@@ -141,7 +141,7 @@ impl Scenario {
                 no_progress_rounds: random.within(1..4) as u32,
                 traffic_factor: random.within(1..4),
                 timeout: random.chance(20).then(|| Duration::from_micros(random.within(10..20_000))),
-                shorten_pause: random.chance(80),
+                shorten: random.one_of(&[Shorten::Never, Shorten::AtFullSpeed, Shorten::Always]),
                 least_kept_percent: random.within(5..101) as u8,
                 on_stall: if random.chance(80) { OnStall::StopAndCopy } else { OnStall::Abort },
             },

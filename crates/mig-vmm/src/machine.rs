@@ -228,6 +228,10 @@ impl VmControl for Machine {
         Ok(self.platform.throttler.set(throttle)?)
     }
 
+    fn processor_times(&self) -> Vec<Duration> {
+        self.platform.gate.processor_times()
+    }
+
     /// A guest that has ended by itself is here as well as it can be: that is no failure to resume it.
     fn resume(&mut self, permit: RunPermit) -> Result<(), BoxError> {
         let _spent = permit;

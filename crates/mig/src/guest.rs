@@ -78,6 +78,12 @@ pub trait VmControl {
         if throttle.is_none() { Ok(()) } else { Err("this guest cannot be slowed".into()) }
     }
 
+    /// The processor time that each vCPU has used so far, where that is known: from it follows how much of its time a
+    /// guest needs to keep its speed. Asked once a round.
+    fn processor_times(&self) -> Vec<Duration> {
+        Vec::new()
+    }
+
     /// Runs the guest (again). The permit is the proof that nobody else does.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{OnStall, Policy};
+use super::{OnStall, Policy, Shorten};
 
 /// The least of its speed that any priority leaves to a guest, in percent.
 pub const LEAST_KEPT_PERCENT: u8 = 5;
@@ -11,12 +11,12 @@ pub const LEAST_KEPT_PERCENT: u8 = 5;
 /// What matters most to the guest's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Priority {
-    /// A short pause where it is to be had, a guest that keeps half its speed, and an end.
+    /// A short pause where it is to be had, a guest that keeps a fifth of its speed, and an end.
     #[default]
     Balanced,
-    /// A short pause, although the guest is slowed to a tenth on the way.
+    /// A short pause, although the guest keeps a twentieth of its speed on the way.
     ShortestPause,
-    /// The end: the first pause within the budget is taken, and the guest is slowed to a tenth to get there.
+    /// The end: the first pause within the budget is taken, and the guest keeps a twentieth of its speed to get there.
     SoonestDone,
     /// The budget: rather no migration than a longer pause.
     NeverOverBudget,
@@ -42,10 +42,15 @@ impl Priority {
         let balanced = Policy::default();
         match self {
             Self::Balanced => balanced,
-            Self::ShortestPause => Policy { least_kept_percent: 10, ..balanced },
-            Self::SoonestDone => {
-                Policy { least_kept_percent: 10, shorten_pause: false, no_progress_rounds: 1, ..balanced }
+            Self::ShortestPause => {
+                Policy { shorten: Shorten::Always, least_kept_percent: LEAST_KEPT_PERCENT, ..balanced }
             }
+            Self::SoonestDone => Policy {
+                least_kept_percent: LEAST_KEPT_PERCENT,
+                shorten: Shorten::Never,
+                no_progress_rounds: 1,
+                ..balanced
+            },
             Self::NeverOverBudget => {
                 Policy { least_kept_percent: LEAST_KEPT_PERCENT, on_stall: OnStall::Abort, ..balanced }
             }

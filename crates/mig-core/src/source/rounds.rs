@@ -101,6 +101,9 @@ impl Source {
             round: measured.round,
             sent_pages,
             dirtied_pages: dirty_pages,
+            round_time: measured.elapsed,
+            next_round_time: self.estimate.sending(dirty_pages),
+            bytes_per_second: self.estimate.bytes_per_second(),
             total_sent_bytes: self.ledger.sent_bytes,
             ram_bytes: self.config.ram_bytes,
             elapsed: now.saturating_sub(self.ledger.copying_since),
@@ -109,6 +112,7 @@ impl Source {
             predicted_after_next: self.estimate.downtime_after_round(dirty_pages).total(),
             lowest_lately: self.ledger.lately.lowest(),
             throttle: self.ledger.throttling.now(),
+            needed_percent: self.ledger.throttling.needed_percent(),
             can_throttle: self.config.can_throttle,
         };
         self.ledger.lately.note(context.predicted);
@@ -175,7 +179,7 @@ impl Source {
             dirty_bytes_per_second: self.estimate.dirty_pages_per_second().saturating_mul(PAGE_BYTES),
             bytes_per_second: self.estimate.bytes_per_second(),
             met_limit: context.predicted,
-            could_slow_more: context.can_throttle && context.throttle.kept_percent() > LEAST_KEPT_PERCENT,
+            could_slow_more: context.can_throttle && policy.least_kept_percent > LEAST_KEPT_PERCENT,
         })
     }
 

@@ -13,7 +13,7 @@ fn slowed(on_stall: OnStall) -> Run {
     let policy = Policy { downtime_limit: MS, on_stall, traffic_factor: 10, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, can_throttle: true, ..config() });
     let actions = run.tell(Event::Synced { dirty_pages: 4096 });
-    assert_eq!(names(&actions), ["throttle 30 %", "round 1"]);
+    assert_eq!(names(&actions), ["throttle 50 %", "round 1"]);
     run
 }
 
@@ -26,28 +26,29 @@ fn round(run: &mut Run, round: u32, pages: u64) -> Vec<Action> {
 #[test]
 fn a_guest_is_slowed_step_by_step_and_released_when_it_is_paused() {
     let mut run = slowed(OnStall::StopAndCopy);
-    assert_eq!(names(&round(&mut run, 1, 4096)), ["throttle 50 %", "round 2"]);
-    assert_eq!(names(&round(&mut run, 2, 4096)), ["round 3"], "half of its speed it keeps");
-    let actions = round(&mut run, 3, 4096);
+    assert_eq!(names(&round(&mut run, 1, 4096)), ["throttle 75 %", "round 2"]);
+    assert_eq!(names(&round(&mut run, 2, 4096)), ["throttle 80 %", "round 3"]);
+    assert_eq!(names(&round(&mut run, 3, 4096)), ["round 4"], "a fifth it keeps");
+    let actions = round(&mut run, 4, 4096);
     assert_eq!(names(&actions), ["pause"], "not faster before it stands");
     let Some(Action::Tell(Progress::Round(told))) = actions.first() else { panic!("{actions:?}") };
-    assert_eq!(told.throttle, Throttle::of_percent(50));
+    assert_eq!(told.throttle, Throttle::of_percent(80));
     assert_eq!(told.decision, Decision::SwitchOver(StopReason::NoProgress));
     assert_eq!(names(&run.tell(Event::Paused)), ["throttle 0 %", "save"]);
     let mut actions = Vec::new();
     for (at, events) in way().into_iter().skip_while(|(at, _)| *at != Saving) {
         for event in events {
             let acknowledged = matches!(event, Event::Message(Message::RoundAck { .. }));
-            let event = if acknowledged { Event::Message(Message::RoundAck { round: 4 }) } else { event };
+            let event = if acknowledged { Event::Message(Message::RoundAck { round: 5 }) } else { event };
             actions = run.tell(event);
             assert!(names(&actions).iter().all(|name| !name.starts_with("throttle")), "once: {at:?}");
         }
     }
     let report = report(&actions);
     let slowed = report.slowed.expect("it was");
-    assert_eq!(slowed.most, Throttle::of_percent(50));
-    // 3 ms at 30 %, and 3 + 3 ms and the pause at 50 %
-    assert_eq!((slowed.lasted, slowed.taken), (10 * MS, (3 * MS * 30 + 7 * MS * 50) / 100));
+    assert_eq!(slowed.most, Throttle::of_percent(80));
+    // two rounds of 3 ms, then two and the pause
+    assert_eq!((slowed.lasted, slowed.held), (13 * MS, (3 * MS * 50 + 3 * MS * 75 + 7 * MS * 80) / 100));
     let shortfall = report.shortfall.expect("the limit was not met");
     assert!(shortfall.could_slow_more && shortfall.met_limit > MS, "{shortfall:?}");
 }
@@ -62,12 +63,38 @@ fn a_guest_that_stays_is_released_before_anything_else_is_done() {
     for end in ends {
         let actions = end(&mut slowed(OnStall::StopAndCopy));
         assert_eq!(names(&actions)[0], "throttle 0 %", "{actions:?}");
-        assert_eq!(report(&actions).slowed.unwrap().most, Throttle::of_percent(30));
+        assert_eq!(report(&actions).slowed.unwrap().most, Throttle::of_percent(50));
     }
     let mut run = slowed(OnStall::Abort);
-    (1..3).for_each(|n| drop(round(&mut run, n, 4096)));
-    let actions = round(&mut run, 3, 4096);
+    (1..4).for_each(|n| drop(round(&mut run, n, 4096)));
+    let actions = round(&mut run, 4, 4096);
     assert_eq!(names(&actions), ["throttle 0 %", "send abort", "stop tracking", "still-here"]);
+}
+
+#[test]
+fn a_guest_that_was_not_busy_is_slowed_further_and_its_speed_is_told() {
+    let policy = Policy { downtime_limit: MS, traffic_factor: 10, ..Policy::default() };
+    let mut run = Run::up_to(Measuring, SourceConfig { policy, can_throttle: true, ..config() });
+    run.tell(Event::Busy { percent: 50 });
+    run.tell(Event::Synced { dirty_pages: 4096 });
+    let mut last = 0;
+    for n in 1..4 {
+        run.tell(sent(4096));
+        run.hear(Message::RoundAck { round: n });
+        run.tell(Event::Busy { percent: 50 / (n as u8 + 1) });
+        let actions = run.tell(Event::Synced { dirty_pages: 4096 });
+        if let Some(Action::Throttle(throttle)) = actions.iter().find(|a| matches!(a, Action::Throttle(_))) {
+            last = throttle.percent();
+        }
+    }
+    assert_eq!(last, 90, "a fifth of the half that it needs is kept");
+    run.tell(Event::Busy { percent: 0 });
+    let actions = run.tell(Event::Cancelled { reason: None });
+    assert_eq!(
+        report(&actions).slowed.unwrap().least_speed_percent,
+        Some(24),
+        "a round's, not what comes between"
+    );
 }
 
 #[test]

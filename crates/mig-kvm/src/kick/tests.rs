@@ -143,6 +143,26 @@ fn a_held_vcpu_stands_still_while_the_others_run_and_goes_on_when_it_is_released
 }
 
 #[test]
+fn a_vcpu_uses_processor_time_while_it_runs_and_none_while_it_is_held() {
+    let Some(guest) = Guest::new(2, &COUNTING) else { return };
+    assert_eq!(guest.gate.processor_times(), [Duration::ZERO; 2]);
+    let loops: Vec<_> = (0..2).map(|i| guest.drive(i, |_| Flow::Continue)).collect();
+    guest.gate.open();
+    let patience = Instant::now() + PATIENCE;
+    while guest.gate.processor_times().iter().any(|time| *time < Duration::from_millis(10)) {
+        assert!(Instant::now() < patience, "{:?}", guest.gate.processor_times());
+        thread::sleep(Duration::from_millis(1));
+    }
+    guest.gate.close(PATIENCE).unwrap();
+    thread::sleep(Duration::from_millis(2));
+    let then = guest.gate.processor_times();
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(guest.gate.processor_times(), then);
+    guest.gate.end();
+    loops.into_iter().for_each(|ended| assert_eq!(ended.join().unwrap().unwrap(), Ended::Gate));
+}
+
+#[test]
 fn a_throttled_guest_is_slower_and_has_its_speed_back_at_once() {
     let Some(guest) = Guest::new(1, &COUNTING) else { return };
     let ended = guest.drive(0, |_| Flow::Continue);

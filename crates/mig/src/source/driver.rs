@@ -3,6 +3,7 @@
 //! asks.
 
 mod asking;
+mod busy;
 mod sending;
 
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ use mig_wire::frame::{ChunkDigests, Fate};
 use mig_wire::hello::{MAX_CHANNELS, session_tag};
 use mig_wire::{Message, Section};
 
+use self::busy::Busy;
 use self::sending::{LastRound, Sending};
 use super::worker::{Job, Worker};
 use super::{SourceOptions, dial, local};
@@ -159,6 +161,7 @@ struct Driver<'s, 'e, V> {
     streams: &'e Streams,
     pacer: &'e Pacer,
     bandwidth: Bandwidth,
+    busy: Busy,
     notes: Receiver<Note>,
     note: Sender<Note>,
     jobs: Vec<Sender<Job>>,
@@ -222,6 +225,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             streams,
             pacer,
             bandwidth: Bandwidth::default(),
+            busy: Busy::new(),
             notes,
             note,
             jobs: Vec::new(),
@@ -358,6 +362,10 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             let (machine, actions) = machine.handle(self.began.elapsed(), event);
             self.machine = Some(machine);
             for action in actions {
+                if let Action::Sync = action {
+                    let percent = self.busy.look(&self.vm.processor_times());
+                    events.extend(percent.map(|percent| Event::Busy { percent }));
+                }
                 events.extend(self.perform(action));
             }
         }
@@ -467,7 +475,9 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
 
     fn start_tracking(&mut self) -> Result<(), Fault> {
         self.dirty = Bitmap::full(self.pages.domain());
-        self.vm.tracker().start().map_err(|e| local(Step::Track, e))
+        self.vm.tracker().start().map_err(|e| local(Step::Track, e))?;
+        self.busy.look(&self.vm.processor_times());
+        Ok(())
     }
 
     fn throttle(&mut self, throttle: Throttle) -> Option<Event> {

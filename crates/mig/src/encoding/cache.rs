@@ -30,8 +30,9 @@ struct Entry {
 /// A channel's pages.
 pub(crate) struct Cache {
     channels: u64,
+    slots: usize,
+    /// None before the first page is taken in.
     entries: Vec<Entry>,
-    used: bool,
     /// As many pages as entries; the host finds memory for them as they are used.
     pages: Vec<u8>,
 }
@@ -40,13 +41,12 @@ impl Cache {
     /// An empty cache of at most `bytes` for one of `channels` channels.
     pub(crate) fn new(bytes: usize, channels: usize) -> Self {
         let slots = bytes / PAGE / WAYS * WAYS;
-        let entries = vec![Entry { page: None, round: 0 }; slots];
-        Self { channels: channels as u64, entries, used: false, pages: vec![0; slots * PAGE] }
+        Self { channels: channels as u64, slots, entries: Vec::new(), pages: Vec::new() }
     }
 
     /// Whether nothing was ever taken in: then there is nothing to forget.
     pub(crate) fn is_empty(&self) -> bool {
-        !self.used
+        self.entries.is_empty()
     }
 
     /// Where a page is, if it is here.
@@ -58,6 +58,10 @@ impl Cache {
 
     /// Takes in a page that is not here, if something can go that makes room: `fill` puts its content there.
     pub(crate) fn take_in(&mut self, page: u64, round: u32, fill: impl FnOnce(&mut Page)) -> Option<Slot> {
+        if self.entries.is_empty() {
+            self.entries = vec![Entry { page: None, round: 0 }; self.slots];
+            self.pages = vec![0; self.slots * PAGE];
+        }
         let first = self.set(page)?;
         let ways = &self.entries[first..first + WAYS];
         // of those that may go the one that was sent longest ago; what is forgotten goes before any other
@@ -70,7 +74,6 @@ impl Cache {
         let slot = Slot(first + way);
         fill(self.renew(slot, round));
         self.entries[first + way].page = Some(page);
-        self.used = true;
         Some(slot)
     }
 

@@ -134,10 +134,10 @@ impl Encoder {
     /// Time has passed, in which something may be tried.
     fn allow_for(&mut self, passed: Duration) {
         if let Some(deltas) = &mut self.deltas {
-            deltas.allow_for(passed);
+            deltas.allow_for(passed, self.link);
         }
         if let Some(packing) = &mut self.packing {
-            packing.allow_for(passed);
+            packing.allow_for(passed, self.link);
         }
     }
 

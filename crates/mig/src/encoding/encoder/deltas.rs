@@ -39,8 +39,8 @@ impl Deltas {
     }
 
     /// Time has passed, in which something may be tried.
-    pub(super) fn allow_for(&mut self, passed: Duration) {
-        self.budget.allow_for(passed);
+    pub(super) fn allow_for(&mut self, passed: Duration, link: Link) {
+        self.budget.allow_for(passed, link);
     }
 
     /// Chooses where each page of a run is sent from, none of which is zeros. What changed of them is appended to

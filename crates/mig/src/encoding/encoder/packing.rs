@@ -45,8 +45,8 @@ impl Packing {
     }
 
     /// Time has passed, in which something may be tried.
-    pub(super) fn allow_for(&mut self, passed: Duration) {
-        self.budget.allow_for(passed);
+    pub(super) fn allow_for(&mut self, passed: Duration, link: Link) {
+        self.budget.allow_for(passed, link);
     }
 
     /// How many pages to compress together now, from `page` on: as many as may be where it pays, a few where that is

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use mig::GuestRam;
-use mig::kernels::GuestPages;
+use mig::kernels::{GuestPages, Zstd, encode_delta};
 use mig_benches::memory::Memory;
 use mig_core::bitmap::{self, Bitmap, PageRun};
 use mig_core::domain::{CHUNK_PAGES, Domain, PAGE_BYTES};
@@ -193,6 +193,115 @@ fn classify_all(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, pages: &mu
     });
 }
 
+/// Memory of three kinds: words and numbers; objects with pointers, counters and names, and room between them; noise.
+fn content(kind: &str, bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut memory = Vec::with_capacity(bytes + 64);
+    while memory.len() < bytes {
+        let number = random();
+        match kind {
+            "text" if number % 9 == 0 => {
+                memory.extend_from_slice(format!("{} ", number >> 8 & 0xffff).as_bytes())
+            }
+            "text" => {
+                const WORDS: [&str; 12] = [
+                    "the ",
+                    "guest ",
+                    "of ",
+                    "kernel: ",
+                    "memory ",
+                    "was ",
+                    "sent ",
+                    "GET /index.html ",
+                    "systemd[1]: ",
+                    "failed\n",
+                    "user ",
+                    "session ",
+                ];
+                memory.extend_from_slice(WORDS[(number >> 8) as usize % WORDS.len()].as_bytes());
+            }
+            "heap" => {
+                let mut object = [0; 64];
+                object[..8].copy_from_slice(&(0x7f12_3400_0000 + (number & 0xff_ffff) * 16).to_le_bytes());
+                object[8..12].copy_from_slice(&((number >> 40) as u32 % 1000).to_le_bytes());
+                object[32..41].copy_from_slice(b"customer-");
+                object[41..45].copy_from_slice(&(random() as u32 % 9999).to_le_bytes());
+                memory.extend_from_slice(&object);
+            }
+            _ => memory.extend_from_slice(&number.to_le_bytes()),
+        }
+    }
+    memory.truncate(bytes);
+    memory
+}
+
+/// zstd on as many pages as go together, and on one; the throughput is that of the pages.
+fn zstd(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("zstd");
+    group.sample_size(20);
+    for kind in ["text", "heap", "random"] {
+        for (pages, level) in [(32, -5), (32, 1), (32, 3), (1, 1)] {
+            let memory = content(kind, pages * PAGE_BYTES as usize);
+            let mut zstd = Zstd::new(level).expect("memory for a context");
+            let mut payload = vec![0; memory.len() / 8 * 7];
+            group.throughput(Throughput::Bytes(memory.len() as u64));
+            let name = format!("{kind}_{pages}_pages_level_{level}");
+            group.bench_function(format!("encode_{name}"), |bencher| {
+                bencher.iter(|| zstd.encode(level, black_box(&memory), &mut payload));
+            });
+            let Some(bytes) = zstd.encode(level, &memory, &mut payload) else { continue };
+            let encoding = Encoding::Zstd { bytes: bytes as u32 };
+            let run = Run { first_page: 0, count: pages as u32, encoding };
+            let (_memory, mut guest) = marked(32 * PAGE_BYTES, 0, 1);
+            group.bench_function(format!("decode_{name}"), |bencher| {
+                bencher.iter(|| guest.decode(&run, black_box(&payload[..bytes])));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// What changed of a page: nothing, a word, a word in each cache line, all of it (which is found not to be worth it).
+fn delta(criterion: &mut Criterion) {
+    let old: Box<[u8; 4096]> = content("heap", 4096).into_boxed_slice().try_into().expect("a page");
+    let mut group = criterion.benchmark_group("delta_page");
+    group.throughput(Throughput::Bytes(PAGE_BYTES));
+    for (name, step) in
+        [("same", None), ("a_word", Some(4096)), ("a_word_a_line", Some(64)), ("all", Some(8))]
+    {
+        let mut new = old.clone();
+        for at in step.into_iter().flat_map(|step| (0..4096).step_by(step)) {
+            new[at..at + 8].iter_mut().for_each(|byte| *byte = !*byte);
+        }
+        let mut payload = Vec::new();
+        group.bench_function(format!("encode_{name}"), |bencher| {
+            bencher.iter(|| {
+                payload.clear();
+                encode_delta(black_box(&old), &new, &mut payload)
+            });
+        });
+        payload.clear();
+        if !encode_delta(&old, &new, &mut payload) {
+            continue;
+        }
+        // applied again and again, it makes the same page
+        let (memory, mut guest) = marked(PAGE_BYTES, 0, 1);
+        memory.write_slice(&old[..], GuestAddress(0)).expect("in memory");
+        let encoding = Encoding::Delta { bytes: payload.len() as u32 };
+        let run = Run { first_page: 0, count: 1, encoding };
+        group.bench_function(format!("decode_{name}"), |bencher| {
+            bencher.iter(|| guest.decode(&run, black_box(&payload)).expect("our own"));
+        });
+    }
+    group.finish();
+}
+
 /// A frame's header, with its checksum.
 fn header_codec(criterion: &mut Criterion) {
     let header = Header {
@@ -216,6 +325,8 @@ criterion_group!(
     kernels,
     zero_test,
     classify,
+    zstd,
+    delta,
     bitmap_drain,
     page_table,
     header_codec,

@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mig-cli", &["mig", "mig-vmm"]),
     ("mig-benches", &["mig-wire", "mig-core", "mig", "mig-kvm", "mig-vmm"]),
     ("mig-guest-watch", &[]),
-    ("mig-hostile", &["mig-wire", "mig-core", "mig-vmm"]),
+    ("mig-hostile", &["mig-wire", "mig-core", "mig", "mig-vmm"]),
     ("mig-tests", &["mig-wire", "mig-core", "mig", "mig-kvm", "mig-vmm", "mig-cli"]),
 ];
 

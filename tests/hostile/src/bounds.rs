@@ -31,6 +31,9 @@ pub fn section(body_bytes: usize) -> usize {
     32 * body_bytes + (3 << 20)
 }
 
+/// Bytes that decoding the pages of an encoded run may allocate: the most there can be of them, and an error's text.
+pub const DECODED_PAGES: usize = (128 << 10) + (4 << 10);
+
 /// What a machine does by itself for one message, until it waits for the peer again.
 pub const COMPLETIONS_PER_MESSAGE: usize = 16;
 

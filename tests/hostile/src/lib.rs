@@ -12,6 +12,7 @@ pub mod destination;
 pub mod heap;
 pub mod input;
 pub mod mutate;
+pub mod payload;
 pub mod seeds;
 pub mod source;
 pub mod stream;

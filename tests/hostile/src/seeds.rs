@@ -184,15 +184,26 @@ fn to_destination(capabilities: Capabilities, state: &[Section]) -> Vec<Vec<u8>>
 fn encoded_to_destination() -> Vec<Vec<u8>> {
     let mut frames = opening(Capabilities::PAGE_ENCODINGS);
     frames.extend(round(0));
+    let few = [[5; 900], [6; 900]].concat();
+    let content = few.iter().chain(&[0; 200]).copied().cycle();
+    let packed =
+        [32, 1].map(|pages| sealed(&content.clone().take(pages * pages::PAGE_BYTES).collect::<Vec<u8>>()));
+    // of the page that is decoded before it
+    let mut changed: Vec<u8> = content.take(pages::PAGE_BYTES).collect();
+    changed[40..42].fill(9);
+    let delta = [&[40, 2, 9, 9][..], &pages::checksum(&changed)].concat();
+    let bytes = |payload: &[u8]| payload.len() as u32;
     let runs = [
-        Run { first_page: 3, count: 32, encoding: Encoding::Zstd { bytes: 300 } },
+        Run { first_page: 3, count: 32, encoding: Encoding::Zstd { bytes: bytes(&packed[0]) } },
         Run { first_page: 899, count: 1, encoding: Encoding::Raw },
-        Run { first_page: 900, count: 1, encoding: Encoding::Delta { bytes: 40 } },
-        Run { first_page: 1024, count: 1, encoding: Encoding::Zstd { bytes: 4095 } },
+        Run { first_page: 1024, count: 1, encoding: Encoding::Zstd { bytes: bytes(&packed[1]) } },
+        Run { first_page: 900, count: 1, encoding: Encoding::Delta { bytes: bytes(&delta) } },
     ];
     let mut body = Vec::new();
     pages::encode_table(&runs, &mut body);
-    body.resize(body.len() + runs.iter().map(Run::payload_bytes).sum::<usize>(), 7);
+    for payload in [&packed[0][..], &[7; pages::PAGE_BYTES], &packed[1], &delta] {
+        body.extend_from_slice(payload);
+    }
     frames.push(page_frame(Kind::Pages, runs.len(), 1, &body));
     for raw_pages in [35, 0] {
         frames.push(page_frame(Kind::RoundEnd, 0, 1, &RoundEnd { zero_pages: 0, raw_pages }.encode()));
@@ -200,6 +211,12 @@ fn encoded_to_destination() -> Vec<Vec<u8>> {
     frames.push(message(&Message::State { round: 1, sections: Vec::new() }));
     frames.push(message(&Message::Commit));
     frames
+}
+
+/// Pages, compressed and with their checksum.
+fn sealed(pages: &[u8]) -> Vec<u8> {
+    let frame = zstd::bulk::compress(pages, 3).expect("there is memory for it");
+    [&frame[..], &pages::checksum(pages)].concat()
 }
 
 /// As a source hears it: a round, the last round, and then `end`.

@@ -5,7 +5,7 @@ use mig_wire::header::{HEADER_BYTES, Kind};
 use mig_wire::pages::{self, MAX_PAGES, MAX_RUNS};
 
 use crate::input::{Frame, Frames, Input, Read};
-use crate::{bounds, heap};
+use crate::{bounds, heap, payload};
 
 /// How far a stream was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,6 +14,8 @@ pub struct Reading {
     pub frames: u64,
     /// The kinds of them, a bit each.
     pub kinds: u32,
+    /// Runs of encoded pages that were decoded.
+    pub decoded: u64,
     /// Whether it was read to its last byte.
     pub whole: bool,
 }
@@ -38,6 +40,10 @@ pub fn read(input: &Input<'_>) -> Reading {
             Some(Err(_)) => return reading,
             Some(Ok(read)) => {
                 assert_one_encoding(&read);
+                if let Frame::Pages { runs, .. } = &read.frame {
+                    let table = pages::table_bytes(runs.len());
+                    reading.decoded += payload::decode(runs, &read.body[table..]);
+                }
                 reading.frames += 1;
                 reading.kinds |= 1 << read.header.kind as u32;
             }

@@ -66,6 +66,7 @@ struct Tally {
     streams: u64,
     bytes: u64,
     frames: u64,
+    decoded: u64,
     whole: u64,
     kinds: u32,
     in_rounds: u64,
@@ -85,6 +86,7 @@ impl Tally {
         self.streams += 1;
         self.bytes += bytes as u64;
         self.frames += reach.stream.frames;
+        self.decoded += reach.stream.decoded;
         self.whole += u64::from(reach.stream.whole);
         self.kinds |= reach.stream.kinds;
         self.in_rounds += u64::from(reach.source.rounds > 0);
@@ -111,6 +113,7 @@ impl std::fmt::Display for Tally {
         writeln!(f, "{} streams, {} bytes each", self.streams, self.bytes / self.streams.max(1))?;
         writeln!(f, "  decoded to the last byte {:.1} %", percent(self.whole))?;
         writeln!(f, "  frames accepted          {:.2} a stream", self.frames as f64 / self.streams as f64)?;
+        writeln!(f, "  encoded pages            {} runs decoded", self.decoded)?;
         writeln!(f, "  source sent rounds       {:.1} %", percent(self.in_rounds))?;
         writeln!(f, "  source committed         {:.1} %", percent(self.committed))?;
         let [moved, still_here, discarded] = self.outcomes;
@@ -146,8 +149,19 @@ fn mutated_streams_are_survived_and_reach_everything() {
             .for_each(|line| println!("  whole process: {line}"));
     }
     // else it tried the door only
-    let Tally { whole, in_rounds, committed, outcomes, restored, held, resumed, bad_sections, kinds, .. } =
-        tally;
+    let Tally {
+        whole,
+        in_rounds,
+        committed,
+        outcomes,
+        restored,
+        held,
+        resumed,
+        bad_sections,
+        kinds,
+        decoded,
+        ..
+    } = tally;
     assert!(whole * 4 > streams, "the decoder accepts many of them");
     for (what, times) in [
         ("the source sends rounds", in_rounds),
@@ -162,6 +176,7 @@ fn mutated_streams_are_survived_and_reach_everything() {
         assert!(times * 200 > streams, "{what}: {times} times of {streams}");
     }
     assert!(bad_sections > 0, "saved state is refused at times");
+    assert!(decoded > 0, "encoded pages are decoded at times");
     for kind in Kind::ALL {
         assert!(kinds & 1 << kind as u32 != 0, "{kind:?} is accepted at times");
     }
@@ -178,8 +193,11 @@ fn seeds_are_read_whole_and_go_as_their_names_say() {
             | "destination takes a guest and compares digests"
             | "destination takes a guest by its arbiter"
             | "destination times its start, and chooses how many channels"
-            | "destination takes encoded pages"
             | "destination is asked" => assert!(destination.running, "{}: {destination:?}", seed.name),
+            "destination takes encoded pages" => {
+                assert!(destination.running);
+                assert_eq!(stream.decoded, 3, "each of them");
+            }
             "destination restores a machine" => {
                 assert_eq!((destination.sections, destination.bad_sections), (7, 0));
                 assert!(destination.running);

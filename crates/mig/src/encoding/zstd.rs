@@ -7,8 +7,8 @@ use std::io;
 
 use mig_wire::WireError;
 use mig_wire::pages::{CHECKSUM_BYTES, checksum, split_checksum, verify};
-use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe;
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{self, DCtx};
 
 /// Compresses, one piece after the other.
 pub(crate) struct Packer {
@@ -45,14 +45,14 @@ impl Packer {
 
 /// Decompresses, one piece after the other.
 pub(crate) struct Unpacker {
-    decompressor: Decompressor<'static>,
+    context: DCtx<'static>,
 }
 
 impl Unpacker {
     /// # Errors
     /// There is no memory for it.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { decompressor: Decompressor::new()? })
+        DCtx::try_create().map(|context| Self { context }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
     /// Fills `pages` with what a peer's payload stands for.
@@ -61,17 +61,16 @@ impl Unpacker {
     /// It stands for something else, or for nothing.
     pub(crate) fn unpack(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<(), WireError> {
         const WHAT: &str = "compressed pages";
-        let refused = |cause: &str| WireError::Body { what: WHAT, cause: cause.into() };
+        let refused = |code| WireError::Body { what: WHAT, cause: zstd_safe::get_error_name(code).into() };
         let (frame, claimed) = split_checksum(payload)?;
         match zstd_safe::find_frame_compressed_size(frame) {
             Ok(first) if first == frame.len() => {}
             Ok(first) => {
                 return Err(WireError::Unread { what: WHAT, left: frame.len().saturating_sub(first) });
             }
-            Err(code) => return Err(refused(zstd_safe::get_error_name(code))),
+            Err(code) => return Err(refused(code)),
         }
-        let decoded = self.decompressor.decompress_to_buffer(frame, pages);
-        let bytes = decoded.map_err(|e| refused(&e.to_string()))?;
+        let bytes = self.context.decompress(pages, frame).map_err(refused)?;
         if bytes != pages.len() {
             return Err(WireError::Truncated { what: WHAT, needed: pages.len(), left: bytes });
         }
@@ -188,6 +187,26 @@ mod tests {
         assert!(unpack(&skippable, PAGE).is_err() && unpack(&empty, PAGE).is_err());
         let halves = [&sent[..PAGE], &sent[PAGE..]].map(|half| ::zstd::bulk::compress(half, 1).unwrap());
         assert!(unpack(&halves.concat(), 2 * PAGE).is_err(), "two frames for one");
+    }
+
+    #[test]
+    fn what_the_receiver_sets_aside_is_bounded_whatever_windows_frames_ask_for() {
+        let mut unpacker = Unpacker::new().unwrap();
+        for level in [1, 9, 19, 22] {
+            let sent = pages(32, 20, 3);
+            let mut payload = ::zstd::bulk::compress(&sent, level).unwrap();
+            payload.extend_from_slice(&checksum(&sent));
+            unpacker.unpack(&payload, &mut vec![0; sent.len()]).unwrap();
+            // a window of 128 MiB, written in the frame's header
+            let mut compressor = Compressor::new(level).unwrap();
+            compressor.set_parameter(zstd_safe::CParameter::WindowLog(27)).unwrap();
+            compressor.include_contentsize(false).unwrap();
+            let mut payload = compressor.compress(&sent).unwrap();
+            payload.extend_from_slice(&checksum(&sent));
+            let _ = unpacker.unpack(&payload, &mut vec![0; sent.len()]);
+        }
+        let bytes = unpacker.context.sizeof();
+        assert!((1..256 << 10).contains(&bytes), "{bytes} bytes");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mig::policy::Throttle;
 
@@ -16,6 +16,9 @@ use crate::kick::Gate;
 const SLICE: Duration = Duration::from_millis(10);
 /// Less at a time is lost on the way in and out.
 const LEAST_FREE: Duration = Duration::from_millis(1);
+
+/// Nobody is held for longer at a time: a guest's own watchdogs look on.
+const LONGEST_HELD: Duration = Duration::from_millis(200);
 
 /// Slows the vCPUs of a gate. Dropping it gives them all their time.
 #[derive(Debug)]
@@ -88,11 +91,17 @@ impl Shared {
                 wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let (held, free) = slice(wanted.throttle);
+            let free = free_of_a_slice(wanted.throttle);
+            let released = Instant::now();
+            wanted = self.wait(wanted, free);
+            if wanted.throttle.is_none() {
+                continue;
+            }
+            // on a busy host this thread is late, and they ran for longer
+            let held = held_for(wanted.throttle, released.elapsed());
             self.gate.hold(|_| true);
             wanted = self.wait(wanted, held);
             self.gate.release();
-            wanted = self.wait(wanted, free);
         }
     }
 
@@ -114,10 +123,14 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// How long vCPUs are held in a slice, and how long they run.
-fn slice(throttle: Throttle) -> (Duration, Duration) {
-    let free = (SLICE * u32::from(throttle.kept_percent()) / 100).max(LEAST_FREE);
-    (free * u32::from(throttle.percent()) / u32::from(throttle.kept_percent()), free)
+/// How long vCPUs run at a time.
+fn free_of_a_slice(throttle: Throttle) -> Duration {
+    (SLICE * u32::from(throttle.kept_percent()) / 100).max(LEAST_FREE)
+}
+
+/// How long they are held after they ran for so long.
+fn held_for(throttle: Throttle, ran: Duration) -> Duration {
+    (ran * u32::from(throttle.percent()) / u32::from(throttle.kept_percent())).min(LONGEST_HELD)
 }
 
 #[cfg(test)]
@@ -126,13 +139,23 @@ mod tests {
 
     #[test]
     fn a_slice_has_its_parts_in_proportion_and_the_guest_a_millisecond_at_least() {
-        let ms = |percent| {
-            let (held, free) = slice(Throttle::of_percent(percent));
-            (held.as_micros(), free.as_micros())
+        let us = |percent| {
+            let throttle = Throttle::of_percent(percent);
+            let free = free_of_a_slice(throttle);
+            (held_for(throttle, free).as_micros(), free.as_micros())
         };
-        assert_eq!(ms(20), (2000, 8000));
-        assert_eq!(ms(90), (9000, 1000));
-        assert_eq!(ms(99), (99_000, 1000));
+        assert_eq!(us(20), (2000, 8000));
+        assert_eq!(us(90), (9000, 1000));
+        assert_eq!(us(99), (99_000, 1000));
+    }
+
+    #[test]
+    fn who_ran_for_too_long_is_held_for_as_much_longer_within_bounds() {
+        let ms =
+            |percent, ran| held_for(Throttle::of_percent(percent), Duration::from_millis(ran)).as_millis();
+        assert_eq!(ms(50, 30), 30);
+        assert_eq!(ms(90, 10), 90);
+        assert_eq!(ms(95, 5000), 200);
     }
 
     #[test]

@@ -47,7 +47,13 @@ pub struct Migrating(JoinHandle<(Value, Instant)>);
 
 impl Migrating {
     pub fn begin(holder: &Program, to: &str) -> Self {
-        let (control, request) = (holder.control.clone(), json!({"cmd": "migrate", "to": to}));
+        Self::begin_with(holder, to, json!({}))
+    }
+
+    /// With further members of the request.
+    pub fn begin_with(holder: &Program, to: &str, mut request: Value) -> Self {
+        (request["cmd"], request["to"]) = ("migrate".into(), to.into());
+        let control = holder.control.clone();
         Self(std::thread::spawn(move || (ask(&control, &request), Instant::now())))
     }
 

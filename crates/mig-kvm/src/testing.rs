@@ -21,6 +21,8 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) const REGIONS: [(u64, u64); 2] = [(0, 1027), (32 << 20, 700)];
 /// Where [`Machine::load`] puts code; its page is written by the VMM only.
 pub(crate) const CODE: u64 = 0x1000;
+/// Where [`Machine::load_native_writer`] puts three pages of tables.
+pub(crate) const TABLES: u64 = 0x4000;
 /// The port that guests end by.
 pub(crate) const END_PORT: u16 = 0x10;
 
@@ -143,6 +145,34 @@ impl Machine {
     pub(crate) fn load_writer(&self) {
         // again: mov [edi], eax; add edi, ebx; dec ecx; jnz again; out END_PORT, al
         self.load(&[0x89, 0x07, 0x01, 0xdf, 0x49, 0x75, 0xf9, 0xe6, END_PORT as u8]);
+    }
+
+    /// The same guest in ring 3 of long mode, which runs natively even where KVM interprets the rest. The first
+    /// 1 GiB is mapped as it is; tables from [`TABLES`] on.
+    pub(crate) fn load_native_writer(&self) {
+        // again: mov [rdi], eax; add edi, ebx; dec ecx; jnz again; out END_PORT, al
+        self.load(&[0x89, 0x07, 0x01, 0xdf, 0xff, 0xc9, 0x75, 0xf8, 0xe6, END_PORT as u8]);
+        // Present, writable, for ring 3, accessed; dirty and large below. Nobody needs to write to them any more.
+        let table = |at: u64, entry: u64| self.memory.write_obj(entry, GuestAddress(at)).unwrap();
+        table(TABLES, (TABLES + PAGE) | 0x27);
+        table(TABLES + PAGE, (TABLES + 2 * PAGE) | 0x27);
+        (0..512).for_each(|n| table(TABLES + 2 * PAGE + 8 * n, n << 21 | 0xe7));
+        for vcpu in &self.vcpus {
+            let mut sregs = vcpu.get_sregs().unwrap();
+            (sregs.cr0, sregs.cr3, sregs.cr4) = (0x8000_0033, TABLES, 0x620);
+            sregs.efer = 0x500;
+            (sregs.cs.l, sregs.cs.db) = (1, 0);
+            let segments =
+                [&mut sregs.cs, &mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss];
+            for segment in segments {
+                (segment.dpl, segment.selector) = (3, segment.selector | 3);
+            }
+            vcpu.set_sregs(&sregs).unwrap();
+            let mut regs = vcpu.get_regs().unwrap();
+            // Ports are ring 3's too.
+            regs.rflags = 0x3002;
+            vcpu.set_regs(&regs).unwrap();
+        }
     }
 
     /// Has the guest write a word at `address` and at every `stride` bytes after it.

@@ -34,6 +34,51 @@ fn a_full_ring_makes_room_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_ring_that_is_full_of_native_writes_loses_none_and_invents_none() {
+    let Some(mut machine) = Machine::with_rings(2, &[(0, 8192)], Some(FEW)) else { return };
+    machine.load_native_writer();
+    let mut log = machine.ring_log();
+    log.start().unwrap();
+    let rings = log.rings().unwrap().clone();
+    let domain = Domain::new(&[Region { guest_address: 0, bytes: 8192 * PAGE }]).unwrap();
+    let sync = |log: &mut DirtyLog| {
+        let mut dirty = Bitmap::empty(&domain);
+        log.sync(&mut dirty).unwrap();
+        let mut found = pages(&dirty);
+        // Where it shadows page tables, KVM may map what is read for writing too, and note it then.
+        found.remove(&page_of(CODE));
+        found
+    };
+    for round in 0..3 {
+        let first = 16 + round;
+        vcpu_writes(&mut machine.vcpus[1], Some((&rings, 1)), first * PAGE, PAGE, 8000, 1);
+        let found = sync(&mut log);
+        let written: BTreeSet<u64> = (first..first + 8000).collect();
+        assert!(found == written, "{:?}", found.symmetric_difference(&written).take(20).collect::<Vec<_>>());
+        // The rest of them, which no full ring had reset.
+        let still_open = sync(&mut log);
+        assert!(still_open.len() < 1024 && found.is_superset(&still_open), "{} pages", still_open.len());
+        rearm_first(&log, &domain);
+        assert_eq!(sync(&mut log), BTreeSet::new());
+        machine.guest_writes(first * PAGE, 4000 * PAGE, 2);
+        assert_eq!(sync(&mut log), BTreeSet::from([first, first + 4000]), "they were armed");
+        rearm_first(&log, &domain);
+    }
+    // A page that is written over and over while it is open is noted once.
+    machine.guest_writes(5000 * PAGE, 8, 5 * 512);
+    machine.guest_writes(5000 * PAGE, 8, 5 * 512);
+    let written = rings.written_by_vcpu();
+    assert!(
+        (3 * 2 + 5..3 * 2 + 50).contains(&written[0]) && (24_000..24_100).contains(&written[1]),
+        "{written:?}"
+    );
+}
+
+fn rearm_first(log: &DirtyLog, domain: &Domain) {
+    log.rearm(0, &Bitmap::full(domain).words()[..CHUNK_PAGES as usize / 64]).unwrap();
+}
+
+#[test]
 fn what_a_ring_lost_that_ran_over_is_found_by_the_sync_that_sees_it() {
     let Some(mut machine) = Machine::with_rings(1, &[(0, 4096)], Some(FEW)) else { return };
     machine.load_writer();

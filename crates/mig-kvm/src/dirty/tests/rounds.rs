@@ -36,10 +36,10 @@ impl Copied {
     }
 }
 
-fn memory_is_what_was_copied(protection: Protection) {
+fn memory_is_what_was_copied(protection: Protection, load: fn(&Machine)) {
     let entries = (protection == Protection::OnReset).then_some(1024);
     let Some(mut machine) = Machine::with_rings(VCPUS, &[(0, PAGES)], entries) else { return };
-    machine.load_writer();
+    load(&machine);
     let mut log = log(&mut machine, protection);
     let (rings, memory) = (machine.rings.clone(), machine.memory.clone());
     let domain = Domain::new(&[Region { guest_address: 0, bytes: PAGES * PAGE }]).unwrap();
@@ -53,7 +53,7 @@ fn memory_is_what_was_copied(protection: Protection) {
                 // All write every page in time, each a word of its own; the last one few pages, more often.
                 let count = if id == VCPUS - 1 { 20 } else { 1500 };
                 for n in 1u32.. {
-                    let first = 2 + (u64::from(n) * 997) % (PAGES - 2 - count);
+                    let first = 16 + (u64::from(n) * 997) % (PAGES - 16 - count);
                     vcpu_writes(vcpu, rings, first * PAGE + 8 * id, PAGE, count, n);
                     if done.load(Ordering::SeqCst) {
                         break;
@@ -73,7 +73,7 @@ fn memory_is_what_was_copied(protection: Protection) {
         dirty = Bitmap::full(&domain);
         for round in 0..ROUNDS {
             copied.round(&memory, &mut dirty, Some(&log));
-            memory.write_obj(round, GuestAddress((2 + round) * PAGE + 64)).unwrap();
+            memory.write_obj(round, GuestAddress((16 + round) * PAGE + 64)).unwrap();
             log.sync(&mut dirty).unwrap();
         }
         done.store(true, Ordering::SeqCst);
@@ -90,15 +90,18 @@ fn memory_is_what_was_copied(protection: Protection) {
 
 #[test]
 fn memory_is_what_was_copied_with_the_manual_log() {
-    memory_is_what_was_copied(Protection::Manual);
+    memory_is_what_was_copied(Protection::Manual, Machine::load_writer);
+    memory_is_what_was_copied(Protection::Manual, Machine::load_native_writer);
 }
 
 #[test]
 fn memory_is_what_was_copied_with_the_plain_log() {
-    memory_is_what_was_copied(Protection::OnRead);
+    memory_is_what_was_copied(Protection::OnRead, Machine::load_writer);
+    memory_is_what_was_copied(Protection::OnRead, Machine::load_native_writer);
 }
 
 #[test]
 fn memory_is_what_was_copied_with_rings_that_get_full() {
-    memory_is_what_was_copied(Protection::OnReset);
+    memory_is_what_was_copied(Protection::OnReset, Machine::load_writer);
+    memory_is_what_was_copied(Protection::OnReset, Machine::load_native_writer);
 }

@@ -24,7 +24,7 @@
 //! x86 (only arm64 has KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP); of the calls that this crate makes on a VM none does
 //! that: clock, PIT and interrupt controllers leave requests to the vCPUs. Xen's event channels would.
 //!
-//! From Linux 6.16 on a signal interrupts KVM_RESET_DIRTY_RINGS. Then the up to 64 pages that were freed last are
+//! From Linux 6.17 on a signal interrupts KVM_RESET_DIRTY_RINGS. Then the up to 64 pages that were freed last are
 //! *not* protected (kvm_dirty_ring_reset drops the mask that it collects) and the call returns how many entries
 //! it freed, no error. So signals are blocked meanwhile. What cannot be blocked (SIGSTOP, a freezer, a debugger)
 //! shows in a count that is too small, after which every page is protected anew and told of. Except where it

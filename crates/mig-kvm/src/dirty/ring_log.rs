@@ -337,8 +337,14 @@ impl Drop for BlockedSignals {
 
 #[cfg(test)]
 impl Rings {
-    /// As if a reset had been interrupted.
+    /// What a reset leaves that was interrupted: entries are freed, and their pages neither protected nor open.
     pub(super) fn interrupted(&self) {
-        self.lock().lost = true;
+        let mut state = self.lock();
+        for ring in &mut state.rings {
+            ring.harvest(|_, _| {});
+            ring.misplace();
+        }
+        self.reset(&mut state).unwrap();
+        state.lost = true;
     }
 }

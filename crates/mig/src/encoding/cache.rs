@@ -25,7 +25,12 @@ struct Entry {
     page: Option<u64>,
     /// The round in which its content was put here; what was put here in this round may not have been sent yet.
     round: u32,
+    /// Where that is among the blocks; none before it is used for the first time.
+    at: Option<u32>,
 }
+
+/// Pages for which memory is found together: less than a huge page, all of which the host would have to clear.
+const BLOCK_PAGES: usize = 64;
 
 /// A channel's pages.
 pub(crate) struct Cache {
@@ -33,20 +38,27 @@ pub(crate) struct Cache {
     slots: usize,
     /// None before the first page is taken in.
     entries: Vec<Entry>,
-    /// As many pages as entries; the host finds memory for them as they are used.
-    pages: Vec<u8>,
+    /// How many pages of each of the channel's chunks are here.
+    in_chunk: Vec<u16>,
+    blocks: Vec<Vec<Page>>,
 }
 
 impl Cache {
     /// An empty cache of at most `bytes` for one of `channels` channels.
     pub(crate) fn new(bytes: usize, channels: usize) -> Self {
         let slots = bytes / PAGE / WAYS * WAYS;
-        Self { channels: channels as u64, slots, entries: Vec::new(), pages: Vec::new() }
+        Self {
+            channels: channels as u64,
+            slots,
+            entries: Vec::new(),
+            in_chunk: Vec::new(),
+            blocks: Vec::new(),
+        }
     }
 
-    /// Whether nothing was ever taken in: then there is nothing to forget.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// Whether any page of the chunk of `page` is here.
+    pub(crate) fn holds_near(&self, page: u64) -> bool {
+        self.in_chunk.get(self.chunk(page)).is_some_and(|count| *count > 0)
     }
 
     /// Where a page is, if it is here.
@@ -59,21 +71,24 @@ impl Cache {
     /// Takes in a page that is not here, if something can go that makes room: `fill` puts its content there.
     pub(crate) fn take_in(&mut self, page: u64, round: u32, fill: impl FnOnce(&mut Page)) -> Option<Slot> {
         if self.entries.is_empty() {
-            self.entries = vec![Entry { page: None, round: 0 }; self.slots];
-            self.pages = vec![0; self.slots * PAGE];
+            self.entries = vec![Entry { page: None, round: 0, at: None }; self.slots];
         }
         let first = self.set(page)?;
         let ways = &self.entries[first..first + WAYS];
-        // of those that may go the one that was sent longest ago; what is forgotten goes before any other
+        // of those that may go the one that was sent longest ago; what is forgotten goes before any other, and before
+        // what has no memory yet
         let may_go = |entry: &Entry| match entry.page {
             None => entry.round < round,
             Some(_) => entry.round + 1 < round,
         };
         let candidates = ways.iter().enumerate().filter(|(_, entry)| may_go(entry));
-        let (way, _) = candidates.min_by_key(|(_, entry)| (entry.page.is_some(), entry.round))?;
+        let (way, _) = candidates.min_by_key(|(_, e)| (e.page.is_some(), e.at.is_none(), e.round))?;
         let slot = Slot(first + way);
         fill(self.renew(slot, round));
-        self.entries[first + way].page = Some(page);
+        if let Some(gone) = self.entries[first + way].page.replace(page) {
+            self.count(gone, |count| count - 1);
+        }
+        self.count(page, |count| count + 1);
         Some(slot)
     }
 
@@ -81,27 +96,53 @@ impl Cache {
     pub(crate) fn forget(&mut self, page: u64) {
         if let Some(Slot(at)) = self.find(page) {
             self.entries[at].page = None;
+            self.count(page, |count| count - 1);
         }
     }
 
     /// What the destination holds of the page that is kept there.
-    pub(crate) fn content(&self, Slot(at): Slot) -> &Page {
-        &self.pages.as_chunks().0[at]
+    pub(crate) fn content(&self, Slot(entry): Slot) -> &Page {
+        let at = self.entries[entry].at.expect("a slot is made with its content") as usize;
+        &self.blocks[at / BLOCK_PAGES][at % BLOCK_PAGES]
     }
 
     /// The same, to be made what the destination is about to hold.
-    pub(crate) fn renew(&mut self, Slot(at): Slot, round: u32) -> &mut Page {
-        self.entries[at].round = round;
-        &mut self.pages.as_chunks_mut().0[at]
+    pub(crate) fn renew(&mut self, Slot(entry): Slot, round: u32) -> &mut Page {
+        let entry = &mut self.entries[entry];
+        entry.round = round;
+        let at = *entry.at.get_or_insert_with(|| next(&mut self.blocks)) as usize;
+        &mut self.blocks[at / BLOCK_PAGES][at % BLOCK_PAGES]
+    }
+
+    /// A channel has every `channels`th chunk.
+    fn chunk(&self, page: u64) -> usize {
+        (page / CHUNK_PAGES / self.channels) as usize
+    }
+
+    fn count(&mut self, page: u64, change: impl FnOnce(u16) -> u16) {
+        let chunk = self.chunk(page);
+        if chunk >= self.in_chunk.len() {
+            self.in_chunk.resize(chunk + 1, 0);
+        }
+        self.in_chunk[chunk] = change(self.in_chunk[chunk]);
     }
 
     /// The first of the places for a page; none in a cache without places.
     fn set(&self, page: u64) -> Option<usize> {
         let sets = (self.entries.len() / WAYS) as u64;
-        // a channel has every `channels`th chunk
-        let index = page / CHUNK_PAGES / self.channels * CHUNK_PAGES + page % CHUNK_PAGES;
+        let index = self.chunk(page) as u64 * CHUNK_PAGES + page % CHUNK_PAGES;
         index.checked_rem(sets).map(|set| set as usize * WAYS)
     }
+}
+
+/// The next place that was not used.
+fn next(blocks: &mut Vec<Vec<Page>>) -> u32 {
+    if blocks.last().is_none_or(|last| last.len() == BLOCK_PAGES) {
+        blocks.push(Vec::with_capacity(BLOCK_PAGES));
+    }
+    let full = blocks.len() - 1;
+    blocks[full].push([0; PAGE]);
+    u32::try_from(full * BLOCK_PAGES + blocks[full].len() - 1).expect("fewer than 2^32 pages are 16 TiB")
 }
 
 #[cfg(test)]
@@ -152,6 +193,7 @@ mod tests {
                         });
                     }
                 }
+                prop_assert_eq!(cache.holds_near(0), !oracle.is_empty());
                 for page in 0..60 {
                     let found = cache.find(page).map(|slot| cache.content(slot));
                     match oracle.get(&page) {
@@ -170,6 +212,8 @@ mod tests {
             let chunks = [5, 6].map(|n| n * channels as u64 + 1);
             let pages = || chunks.into_iter().flat_map(|c| c * CHUNK_PAGES..(c + 1) * CHUNK_PAGES);
             assert!(pages().all(|page| put(&mut cache, page, 1, page as u8)));
+            let beside = (chunks[0] - channels as u64) * CHUNK_PAGES;
+            assert!(pages().all(|page| cache.holds_near(page)) && !cache.holds_near(beside));
             assert!(pages().all(|page| cache.find(page).is_some_and(|s| cache.content(s)[7] == page as u8)));
         }
     }
@@ -197,7 +241,18 @@ mod tests {
         }
         assert!(!put(&mut cache, 9, 1, 9));
         assert!(put(&mut cache, 9, 2, 9));
-        assert!(!cache.is_empty() && Cache::new(WAYS * PAGE, 1).is_empty());
+    }
+
+    #[test]
+    fn memory_is_found_for_what_is_kept_and_no_more() {
+        let mut cache = Cache::new(10_000 * PAGE, 1);
+        for round in 1..4 {
+            assert!((0..100).all(|page| put(&mut cache, page, round, 1)));
+        }
+        assert_eq!(cache.blocks.len(), 2);
+        (0..100).for_each(|page| cache.forget(page));
+        assert!((0..100).all(|page| put(&mut cache, page, 5, 1)));
+        assert_eq!(cache.blocks.len(), 2, "of what was forgotten it is used again");
     }
 
     #[test]

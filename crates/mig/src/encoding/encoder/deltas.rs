@@ -56,7 +56,7 @@ impl Deltas {
         origins: &mut Vec<Origin>,
     ) {
         let mut room = if moment.is_last { 0 } else { self.budget.affords() };
-        if room == 0 && self.cache.is_empty() {
+        if room == 0 && !self.cache.holds_near(run.first) {
             origins.resize(run.count as usize, Origin::Guest);
             return;
         }
@@ -105,7 +105,7 @@ impl Deltas {
 
     /// Pages that are sent as zeros.
     pub(super) fn forget(&mut self, run: PageRun) {
-        if !self.cache.is_empty() {
+        if self.cache.holds_near(run.first) {
             (run.first..run.first + run.count).for_each(|page| self.cache.forget(page));
         }
     }

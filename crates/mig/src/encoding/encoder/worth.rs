@@ -64,7 +64,7 @@ impl Budget {
     /// The part of all time that is allowed for trying. Channels share cores: of those it is several times as much.
     const ALLOWANCE: f64 = 1.0 / 512.0;
     /// Up to there, a channel's writes keep a core busy.
-    const BUSY_NS_PER_BYTE: f64 = 2.0;
+    const BUSY_NS_PER_BYTE: f64 = 8.0;
     /// What decoding takes of what encoding does: where both ends share the cores, the link feels it.
     const DECODING: f64 = 0.5;
     /// What a page takes is assumed to be that, before one was tried.
@@ -161,7 +161,7 @@ mod tests {
             );
         }
         assert!(tried(160e3, 1.0) > 9900);
-        assert!((900..1050).contains(&tried(0.0, 16.0)), "more on a slow link");
+        assert!((900..1050).contains(&tried(0.0, 64.0)), "more on a slow link");
     }
 
     #[test]

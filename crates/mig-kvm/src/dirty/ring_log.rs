@@ -53,7 +53,8 @@ use crate::cap::{self, Caps};
 use crate::error::{Call, KvmError};
 use crate::ioctl;
 
-/// The most entries that a ring of KVM's has (KVM_DIRTY_RING_MAX_ENTRIES in virt/kvm/dirty_ring.c): 1 MiB of the
+/// The most entries that a ring of KVM's has (KVM_DIRTY_RING_MAX_ENTRIES in
+/// include/linux/kvm_dirty_ring.h): 1 MiB of the
 /// kernel's memory for each vCPU.
 pub const MOST_RING_ENTRIES: u32 = 65_536;
 
@@ -185,7 +186,7 @@ impl Rings {
     /// How many pages each vCPU has written since the log was started, a page once for each time that it was
     /// written after it was protected. Counts up to this moment, takes nothing out of the rings, and may be
     /// asked by anybody while the guest runs: of two answers the difference tells who writes how much, and so
-    /// whom to slow.
+    /// whom to slow. A KVM that interprets a guest notes each of its writes, so that they are counted rather.
     pub fn written_by_vcpu(&self) -> Vec<u64> {
         self.lock().rings.iter().map(|ring| ring.written + ring.waiting()).collect()
     }

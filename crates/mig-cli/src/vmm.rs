@@ -210,3 +210,15 @@ impl DestinationVm for Announced {
         self.machine.guest_gap(patience)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_rings_where_there_are_none_is_told_what_is_missing_and_what_to_do() {
+        let failure = start_failure("source", &VmmError::State(KvmError::NoDirtyRings));
+        assert!(failure.cause.contains("KVM_CAP_DIRTY_LOG_RING_ACQ_REL"), "{failure:?}");
+        assert!(failure.remedy.contains("--dirty-log bitmap"), "{failure:?}");
+    }
+}

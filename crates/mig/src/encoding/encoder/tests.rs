@@ -275,6 +275,22 @@ fn a_page_that_changed_too_much_goes_as_it_was_kept_whatever_the_guest_writes_th
 }
 
 #[test]
+fn what_is_compressed_of_a_page_that_is_kept_is_what_was_kept() {
+    let mut pair = Pair::new("delta", 1000);
+    let byte = Write { page: 1, at: 70, bytes: 1, value: 5 };
+    pair.write(byte);
+    pair.round(moment(1), &mut std::iter::empty());
+    let Some(Piece::Cached(slot)) = pair.encoder.batch.pieces.first() else { panic!("it was taken in") };
+    let origins = [Origin::Guest, Origin::Cached(*slot)];
+    pair.write(Write { value: 9, ..byte });
+    pair.write(Write { page: 0, value: 9, ..byte });
+    let deltas = pair.encoder.deltas.as_ref();
+    let mut copy = vec![0; 2 * PAGE];
+    Stretch { pages: &pair.source, first: 0, origins: &origins, deltas }.copy(&mut copy);
+    assert_eq!((copy[70], copy[PAGE + 70]), (9, 5));
+}
+
+#[test]
 fn what_changed_too_much_goes_raw_and_is_tried_less_and_less() {
     let mut state = 1u64;
     let mut random = || {

@@ -278,6 +278,7 @@ fn a_page_that_changed_too_much_goes_as_it_was_kept_whatever_the_guest_writes_th
 fn what_is_compressed_of_a_page_that_is_kept_is_what_was_kept() {
     let mut pair = Pair::new("delta", 1000);
     let byte = Write { page: 1, at: 70, bytes: 1, value: 5 };
+    pair.dirty.clear();
     pair.write(byte);
     pair.round(moment(1), &mut std::iter::empty());
     let Some(Piece::Cached(slot)) = pair.encoder.batch.pieces.first() else { panic!("it was taken in") };

@@ -1,7 +1,7 @@
 //! Slowing a guest: its vCPUs are held out of KVM_RUN for a part of each slice of time.
 //!
-//! Held together, not in turn: a vCPU that waits for a lock whose holder is held makes nothing but heat. A held
-//! vCPU is out of KVM_RUN, so a pause finds it so.
+//! Held together, not in turn: a vCPU that waits for a lock whose holder is held makes nothing but heat. Where it is
+//! known which of them write, those alone. A held vCPU is out of KVM_RUN, so a pause finds it so.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,8 +27,17 @@ pub struct Throttler {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How much each vCPU has written so far, in whatever measure.
+pub type Counts = Box<dyn Fn() -> Vec<u64> + Send + Sync>;
+
+/// Who writes is looked at this often.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Who writes less than this part of what the busiest writer does is let be.
+const LEAST_PART: u64 = 10;
+
 struct Shared {
     gate: Arc<Gate>,
+    counts: Option<Counts>,
     wanted: Mutex<Wanted>,
     changed: Condvar,
 }
@@ -42,13 +51,20 @@ struct Wanted {
 impl Throttler {
     /// One that slows nothing yet.
     pub fn new(gate: Arc<Gate>) -> Self {
-        Self {
-            shared: Arc::new(Shared { gate, wanted: Mutex::default(), changed: Condvar::new() }),
-            thread: None,
-        }
+        Self::over(gate, None)
     }
 
-    /// Holds every vCPU for this part of the time from now on. [`Throttle::NONE`] lets all of them go at once.
+    /// One that lets vCPUs be that write little beside the others, by these counts.
+    pub fn of_writers(gate: Arc<Gate>, counts: Counts) -> Self {
+        Self::over(gate, Some(counts))
+    }
+
+    fn over(gate: Arc<Gate>, counts: Option<Counts>) -> Self {
+        let shared = Shared { gate, counts, wanted: Mutex::default(), changed: Condvar::new() };
+        Self { shared: Arc::new(shared), thread: None }
+    }
+
+    /// Holds every vCPU (that writes, where that is known) for this part of the time from now on. [`Throttle::NONE`] lets all of them go at once.
     ///
     /// # Errors
     /// The host gives no thread for it; nothing is held then.
@@ -85,6 +101,7 @@ impl Shared {
 
     /// Under the lock whenever it holds or releases, so that who wanted an end is not overtaken.
     fn work(&self) {
+        let mut writers = Writers::default();
         let mut wanted = self.lock();
         while !wanted.ended {
             if wanted.throttle.is_none() {
@@ -99,7 +116,10 @@ impl Shared {
             }
             // on a busy host this thread is late, and they ran for longer
             let held = held_for(wanted.throttle, released.elapsed());
-            self.gate.hold(|_| true);
+            if let Some(counts) = &self.counts {
+                writers.look(Instant::now(), counts);
+            }
+            self.gate.hold(|index| writers.is_one(index));
             wanted = self.wait(wanted, held);
             self.gate.release();
         }
@@ -121,6 +141,39 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("wanted", &self.wanted).finish_non_exhaustive()
     }
+}
+
+/// Who has written lately.
+#[derive(Debug, Default)]
+struct Writers {
+    seen: Option<(Instant, Vec<u64>)>,
+    is_one: Vec<bool>,
+}
+
+impl Writers {
+    /// Looks again, unless it has just been done.
+    fn look(&mut self, now: Instant, counts: impl Fn() -> Vec<u64>) {
+        match &self.seen {
+            Some((at, _)) if now.saturating_duration_since(*at) < LOOK_INTERVAL => {}
+            Some((_, before)) => {
+                let counts = counts();
+                self.is_one = who_writes(before, &counts);
+                self.seen = Some((now, counts));
+            }
+            None => self.seen = Some((now, counts())),
+        }
+    }
+
+    /// Everybody is one before it is known, and where nobody has written.
+    fn is_one(&self, index: usize) -> bool {
+        self.is_one.get(index).copied().unwrap_or(true)
+    }
+}
+
+fn who_writes(before: &[u64], now: &[u64]) -> Vec<bool> {
+    let written: Vec<u64> = before.iter().zip(now).map(|(before, now)| now.saturating_sub(*before)).collect();
+    let most = written.iter().copied().max().unwrap_or(0);
+    written.iter().map(|count| count.saturating_mul(LEAST_PART) >= most).collect()
 }
 
 /// How long vCPUs run at a time.
@@ -156,6 +209,25 @@ mod tests {
         assert_eq!(ms(50, 30), 30);
         assert_eq!(ms(90, 10), 90);
         assert_eq!(ms(95, 5000), 200);
+    }
+
+    #[test]
+    fn who_writes_a_tenth_of_what_the_busiest_does_is_a_writer_and_all_are_where_nobody_is() {
+        assert_eq!(who_writes(&[100, 100, 100], &[1100, 200, 199]), [true, true, false]);
+        assert_eq!(who_writes(&[7, 9], &[7, 9]), [true, true]);
+        assert_eq!(who_writes(&[9], &[0]), [true], "counts that began anew");
+    }
+
+    #[test]
+    fn writers_are_looked_for_now_and_then_and_everybody_is_one_before() {
+        let (mut writers, began) = (Writers::default(), Instant::now());
+        writers.look(began, || vec![0, 0]);
+        assert!(writers.is_one(0) && writers.is_one(1));
+        writers.look(began + LOOK_INTERVAL / 2, || panic!("too soon"));
+        writers.look(began + LOOK_INTERVAL, || vec![500, 3]);
+        assert!(writers.is_one(0) && !writers.is_one(1));
+        writers.look(began + 2 * LOOK_INTERVAL, || vec![500, 90]);
+        assert!(!writers.is_one(0) && writers.is_one(1));
     }
 
     #[test]

@@ -101,8 +101,12 @@ impl Platform {
         };
         let host_tsc_khz = vcpu::host_tsc_khz(&fds[0])?;
         let gate = Arc::new(Gate::new(count.into())?);
+        let throttler = match log.rings().cloned() {
+            None => Throttler::new(gate.clone()),
+            Some(rings) => Throttler::of_writers(gate.clone(), Box::new(move || rings.written_by_vcpu())),
+        };
         let mut platform = Self {
-            throttler: Throttler::new(gate.clone()),
+            throttler,
             log,
             vcpus: fds.into_iter().map(Mutex::new).collect(),
             threads: Vec::new(),

@@ -189,6 +189,28 @@ fn a_throttled_guest_is_slower_and_has_its_speed_back_at_once() {
 }
 
 #[test]
+fn a_vcpu_that_does_not_write_is_not_slowed_with_the_one_that_does() {
+    let Some(guest) = Guest::new(2, &COUNTING) else { return };
+    let loops: Vec<_> = (0..2).map(|i| guest.drive(i, |_| Flow::Continue)).collect();
+    let began = Instant::now();
+    let counts = move || vec![began.elapsed().as_millis() as u64 * 1000, 0];
+    let mut throttler = crate::Throttler::of_writers(guest.gate.clone(), Box::new(counts));
+    guest.gate.open();
+    guest.wait_for_progress(&guest.counters());
+    throttler.set(mig::policy::Throttle::of_percent(95)).unwrap();
+    // until it knows who writes
+    thread::sleep(Duration::from_millis(500));
+    let before = guest.counters();
+    thread::sleep(Duration::from_millis(1000));
+    let after = guest.counters();
+    let ran = [0, 1].map(|i: usize| after[i].wrapping_sub(before[i]));
+    assert!(ran[1] / 3 > ran[0], "{ran:?}");
+    drop(throttler);
+    guest.gate.end();
+    loops.into_iter().for_each(|ended| assert_eq!(ended.join().unwrap().unwrap(), Ended::Gate));
+}
+
+#[test]
 fn closing_and_opening_at_any_moment_never_misses_a_vcpu() {
     let Some(guest) = Guest::new(3, &READING) else { return };
     let loops: Vec<_> = (0..3).map(|i| guest.drive(i, |_| Flow::Continue)).collect();

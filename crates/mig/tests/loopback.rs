@@ -224,6 +224,7 @@ fn a_guest_that_dirties_all_that_is_sent_stays_if_stalls_abort() {
         downtime_limit: Duration::ZERO,
         max_rounds: 4,
         few_pages: 0,
+        traffic_factor: 100,
         on_stall: OnStall::Abort,
         ..Policy::default()
     };

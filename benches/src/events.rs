@@ -63,6 +63,15 @@ pub struct Round {
     pub dirty_pages_per_second: u64,
     /// What was predicted at its end.
     pub predicted_downtime_ms: f64,
+    /// By how much the guest was slowed in it.
+    #[serde(default)]
+    pub throttle_percent: u8,
+    /// `continue`, `throttle`, `switch-over` or `abort`.
+    #[serde(default)]
+    pub decision: String,
+    /// Why, in words.
+    #[serde(default)]
+    pub why: String,
 }
 
 impl Round {
@@ -91,6 +100,10 @@ pub struct Report {
     pub predicted_downtime_ms: Option<f64>,
     /// The same by its parts.
     pub predicted_downtime: Option<Downtime>,
+    /// What was missing for a pause within the limit.
+    pub shortfall: Option<Shortfall>,
+    /// How the guest was slowed, if it was.
+    pub slowed: Option<Slowed>,
     /// What the guest itself felt.
     pub guest_gap_ms: Option<f64>,
     /// Over all channels.
@@ -101,6 +114,26 @@ pub struct Report {
     pub ram_bytes: u64,
     /// Why it did not move.
     pub fault: Option<Failure>,
+}
+
+/// What was missing for a pause within the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the words are those of docs/cli.md
+pub struct Shortfall {
+    pub dirty_bytes_per_second: u64,
+    pub bytes_per_second: u64,
+    pub met_limit_ms: f64,
+    pub could_slow_more: bool,
+}
+
+/// How a guest was slowed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the words are those of docs/cli.md
+pub struct Slowed {
+    pub most_percent: u8,
+    pub lasted_ms: f64,
+    pub held_ms: f64,
+    pub least_speed_percent: Option<u8>,
 }
 
 /// The parts of the pause, in milliseconds.
@@ -168,6 +201,16 @@ mod tests {
         let Event::Round(round) = parse(ROUND).unwrap() else { panic!("no round") };
         assert_eq!((round.round, round.pages.raw, round.dirty_pages_per_second), (0, 262_576, 14));
         assert_eq!(round.bytes_per_second(), 2_151_415_808.0);
+        assert_eq!((round.throttle_percent, &*round.decision, &*round.why), (0, "continue", ""));
+    }
+
+    #[test]
+    fn a_report_of_a_slowed_guest_that_stays_is_read() {
+        let line = r#"{"event":"report","outcome":"still-here","stop_reason":"no-progress","rounds":9,"total_ms":9000.0,"downtime_ms":null,"downtime":null,"predicted_downtime_ms":410.5,"predicted_downtime":null,"shortfall":{"dirty_bytes_per_second":500000000,"bytes_per_second":125000000,"met_limit_ms":410.5,"could_slow_more":false},"slowed":{"most_percent":95,"lasted_ms":4000.0,"held_ms":3000.0,"least_speed_percent":null},"guest_gap_ms":null,"sent_bytes":7,"pages":{"zero":1,"raw":2,"zstd":0,"delta":0},"ram_bytes":1073741824,"verify":"off"}"#;
+        let Event::Report(report) = parse(line).unwrap() else { panic!("no report") };
+        let slowed = report.slowed.unwrap();
+        assert_eq!((slowed.most_percent, slowed.held_ms, slowed.least_speed_percent), (95, 3000.0, None));
+        assert_eq!(report.shortfall.map(|s| (s.met_limit_ms, s.could_slow_more)), Some((410.5, false)));
     }
 
     #[test]

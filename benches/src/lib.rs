@@ -16,6 +16,7 @@ pub mod process;
 pub mod programs;
 pub mod record;
 pub mod sets;
+pub mod speed;
 pub mod spread;
 pub mod text;
 pub mod warmth;

@@ -1,5 +1,6 @@
 //! One live migration by the real programs, with everything that is measured of it.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,12 +11,15 @@ use crate::events::{Event, Report, Round};
 use crate::netns::Hosts;
 use crate::process::{Process, Sample, Watch};
 use crate::programs::{Program, Programs};
+use crate::speed::{Count, Speed};
 use crate::warmth::Warmth;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// What is warmed beyond what the guest has touched: programs, page tables, sockets.
 const MARGIN_BYTES: u64 = 256 << 20;
+/// Over how long a guest's speed is taken before and after.
+const LOOK: Duration = Duration::from_millis(700);
 
 /// What is moved, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +34,21 @@ pub struct Plan {
     pub channels: Option<String>,
     /// `--downtime`; the program's own without.
     pub downtime_ms: Option<u64>,
+    /// `--bandwidth`; none without.
+    #[serde(default)]
+    pub bandwidth: Option<String>,
+    /// `--pause-bandwidth`; the program's own without.
+    #[serde(default)]
+    pub pause_bandwidth: Option<String>,
+    /// `--priority`; the program's own without. With `never-over-budget` a guest that stays is no failure.
+    #[serde(default)]
+    pub priority: Option<String>,
+    /// `--compress`; the program's own without.
+    #[serde(default)]
+    pub compress: Option<String>,
+    /// Whether the guest's speed is taken before, during and after: only of a built-in guest.
+    #[serde(default)]
+    pub has_speed_taken: bool,
     /// How long the guest runs before it moves.
     pub after: Duration,
 }
@@ -38,7 +57,36 @@ impl Plan {
     /// An idle guest with the program's defaults.
     pub fn idle(memory_bytes: u64, vcpus: u32) -> Self {
         let after = Duration::from_millis(300);
-        Self { guest: "idle".into(), memory_bytes, vcpus, channels: None, downtime_ms: None, after }
+        Self {
+            guest: "idle".into(),
+            memory_bytes,
+            vcpus,
+            channels: None,
+            downtime_ms: None,
+            bandwidth: None,
+            pause_bandwidth: None,
+            priority: None,
+            compress: None,
+            has_speed_taken: false,
+            after,
+        }
+    }
+
+    /// The options of the order, but for where from and where to.
+    fn options(&self) -> Vec<String> {
+        let downtime = self.downtime_ms.map(|ms| format!("{ms}ms"));
+        [
+            ("--channels", &self.channels),
+            ("--downtime", &downtime),
+            ("--bandwidth", &self.bandwidth),
+            ("--pause-bandwidth", &self.pause_bandwidth),
+            ("--priority", &self.priority),
+            ("--compress", &self.compress),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| value.as_ref().map(|value| [name.to_owned(), value.clone()]))
+        .flatten()
+        .collect()
     }
 }
 
@@ -62,13 +110,23 @@ pub struct Moved {
     pub report: Report,
     /// Each round but the last.
     pub rounds: Vec<Round>,
+    /// The guest's speed, where it was taken.
+    #[serde(default)]
+    pub speed: Option<Speed>,
     /// The source's cost.
     pub source: Cost,
     /// The destination's.
     pub destination: Cost,
 }
 
-/// Moves a guest once: both programs are started for it, and none is left.
+impl Moved {
+    /// Whether the guest was left where it was, since its pause would have been over the budget.
+    pub fn is_here_still(&self) -> bool {
+        self.report.outcome == "still-here" && gave_up(&self.rounds)
+    }
+}
+
+/// Moves a guest once, or has it stay as its policy says: both programs are started for it, and none is left.
 ///
 /// The guest is held first; memory for what it has touched is warmed; then the order is given.
 ///
@@ -98,18 +156,16 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
     let guest_before = here.resident()?.guest_bytes;
     here.forget_peak()?;
     let mut warmth = Warmth::gather(usize::try_from(guest_before + MARGIN_BYTES)?)?;
-    let before = [here.sample()?, there.sample()?];
-    let watch = Watch::start(&pids);
 
     let mut order = Command::new(&programs.send);
     order.args(["--vm", &socket("s"), "--to", &to, "--json"]);
-    if let Some(channels) = &plan.channels {
-        order.args(["--channels", channels]);
-    }
-    if let Some(ms) = plan.downtime_ms {
-        order.args(["--downtime", &format!("{ms}ms")]);
-    }
+    order.args(plan.options());
     warmth.follow(destination.id())?;
+    let [held_at, moved_to] = ["s", "r"].map(|name| room.path().join(name));
+    let looks_before =
+        plan.has_speed_taken.then(|| two_looks(Count::ask(&held_at)?, &held_at)).transpose()?;
+    let before = [here.sample()?, there.sample()?];
+    let watch = Watch::start(&pids);
     let mut order = Program::start(order)?;
     let (mut channels, mut rounds) = (None, Vec::new());
     let report = order.wait_for(PATIENCE, |event| {
@@ -121,24 +177,55 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
         }
         None
     });
+    let now_at = if gave_up(&rounds) { &held_at } else { &moved_to };
+    let has_guest = matches!(&report, Ok(r) if r.outcome == "moved" || gave_up(&rounds));
+    let look_after = (plan.has_speed_taken && has_guest).then(|| Count::ask(now_at)).transpose();
     let after = watch.finish(&pids);
     let report = report?;
-    if report.outcome != "moved" {
+    let stays = report.outcome == "still-here" && gave_up(&rounds);
+    if report.outcome != "moved" && !stays {
         match &report.fault {
             Some(fault) => bail!("{}: {fault}", report.outcome),
             None => bail!("{}", report.outcome),
         }
     }
-    let guest_after = there.resident()?.guest_bytes;
+    let speed = match (looks_before, look_after?) {
+        (Some(before), Some(after)) => Some(speed(before, two_looks(after, now_at)?)),
+        _ => None,
+    };
+    // a destination that was given up has let go of what it had
+    let guest_after = if stays { 0 } else { there.resident()?.guest_bytes };
     order.wait_for_end(PATIENCE)?;
-    source.wait_for_end(PATIENCE)?;
+    if !stays {
+        source.wait_for_end(PATIENCE)?;
+    }
     Ok(Moved {
         channels: channels.context("no word of channels")?,
         report,
         rounds,
+        speed,
         source: cost(&before[0], &after[0], guest_before),
         destination: cost(&before[1], &after[1], guest_after),
     })
+}
+
+/// Whether the last word of the policy was to leave the guest where it is.
+fn gave_up(rounds: &[Round]) -> bool {
+    rounds.last().is_some_and(|round| round.decision == "abort")
+}
+
+/// A count, and another a moment later.
+fn two_looks(first: Count, socket: &Path) -> Result<[Count; 2]> {
+    std::thread::sleep(LOOK);
+    Ok([first, Count::ask(socket)?])
+}
+
+fn speed(before: [Count; 2], after: [Count; 2]) -> Speed {
+    Speed {
+        before: before[0].until(&before[1]),
+        during: before[1].until(&after[0]),
+        after: after[0].until(&after[1]),
+    }
 }
 
 fn place(hosts: Option<&Hosts>, on: fn(&Hosts, Command) -> Command, command: Command) -> Command {
@@ -157,6 +244,33 @@ fn cost(before: &Sample, after: &Sample, guest_bytes: u64) -> Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_has_the_options_of_its_plan_and_no_others() {
+        assert_eq!(Plan::idle(1 << 30, 2).options(), Vec::<String>::new());
+        let some = |word: &str| Some(word.to_owned());
+        let plan = Plan {
+            downtime_ms: Some(50),
+            bandwidth: some("1Gbit"),
+            pause_bandwidth: some("capped"),
+            priority: some("soonest-done"),
+            compress: some("delta"),
+            ..Plan::idle(1 << 30, 2)
+        };
+        assert_eq!(
+            plan.options().join(" "),
+            "--downtime 50ms --bandwidth 1Gbit --pause-bandwidth capped --priority soonest-done --compress delta"
+        );
+    }
+
+    #[test]
+    fn results_of_before_there_were_priorities_are_still_read() {
+        let plan = r#"{"guest":"idle","memory_bytes":1,"vcpus":2,"channels":null,"downtime_ms":null,"after":{"secs":0,"nanos":1}}"#;
+        assert_eq!(serde_json::from_str::<Plan>(plan).unwrap().bandwidth, None);
+        let moved = r#"{"channels":2,"report":{"outcome":"moved","stop_reason":"within-budget","rounds":1,"total_ms":1.0,"downtime_ms":1.0,"downtime":null,"predicted_downtime_ms":1.0,"predicted_downtime":null,"guest_gap_ms":1.0,"sent_bytes":1,"pages":{"zero":1,"raw":2},"ram_bytes":1,"fault":null},"rounds":[{"round":0,"pages":{"zero":1,"raw":2},"sent_bytes":1,"elapsed_ms":1.0,"dirtied_pages":1,"dirty_pages_per_second":1,"predicted_downtime_ms":1.0}],"source":{"cpu_s":1.0,"beyond_guest_bytes":1,"guest_bytes":1},"destination":{"cpu_s":1.0,"beyond_guest_bytes":1,"guest_bytes":1}}"#;
+        let moved: Moved = serde_json::from_str(moved).unwrap();
+        assert_eq!((moved.speed, moved.report.slowed, moved.is_here_still()), (None, None, false));
+    }
 
     #[test]
     fn a_side_does_not_pay_for_its_guest() {

@@ -27,6 +27,8 @@ pub fn cell<const N: usize>(pairs: [(&str, String); N]) -> Cell {
 pub enum Outcome {
     /// A guest moved.
     Moved(Box<Moved>),
+    /// A guest was left where it was, as its policy says.
+    Stayed(Box<Moved>),
     /// Bytes were copied.
     Copied(Copied),
     /// Instructions and calls were counted.
@@ -158,6 +160,18 @@ impl Results {
     ) -> impl Iterator<Item = (u32, &'a Moved)> + Clone {
         self.set(set).filter(move |run| run.cell == *cell).filter_map(|run| match &run.outcome {
             Outcome::Moved(moved) => Some((run.run, &**moved)),
+            _ => None,
+        })
+    }
+
+    /// The migrations of a cell that ended as their policy says: that moved a guest, or left it where it was.
+    pub fn ended<'a>(
+        &'a self,
+        set: &'a str,
+        cell: &'a Cell,
+    ) -> impl Iterator<Item = (u32, &'a Moved)> + Clone {
+        self.set(set).filter(move |run| run.cell == *cell).filter_map(|run| match &run.outcome {
+            Outcome::Moved(moved) | Outcome::Stayed(moved) => Some((run.run, &**moved)),
             _ => None,
         })
     }

@@ -78,7 +78,10 @@ fn run(options: &Options) -> Result<()> {
         bench.engine_call_bytes = options.engine_call_bytes;
         bench.engine_buffer_bytes = options.engine_buffer_bytes;
         for set in chosen {
-            bench.measure(set, options.runs.unwrap_or(if options.quick { 2 } else { set.runs }))?;
+            bench.measure(
+                set,
+                options.runs.unwrap_or(if options.quick { set.runs.min(2) } else { set.runs }),
+            )?;
             write(options)?;
         }
     }

@@ -10,6 +10,7 @@ use crate::programs::Programs;
 use crate::record::{Cell, Line, Outcome, Results, Run, Store, label};
 
 pub mod budget;
+pub mod convergence;
 pub mod instructions;
 pub mod pause;
 pub mod untouched;
@@ -30,7 +31,8 @@ pub struct Set {
 }
 
 /// Every set, in the order of the report.
-pub const ALL: [Set; 5] = [wire::SET, untouched::SET, budget::SET, pause::SET, instructions::SET];
+pub const ALL: [Set; 6] =
+    [wire::SET, untouched::SET, budget::SET, convergence::SET, pause::SET, instructions::SET];
 
 /// What the sets are measured with.
 pub struct Bench {
@@ -112,7 +114,8 @@ impl Bench {
     /// The result cannot be kept.
     pub fn migrate(&mut self, cell: &Cell, run: u32, plan: &Plan) -> Result<Outcome> {
         self.run(cell, "migration", run, |bench| {
-            migration::run(&bench.programs, plan, None).map(|moved| Outcome::Moved(Box::new(moved)))
+            let moved = Box::new(migration::run(&bench.programs, plan, None)?);
+            Ok(if moved.is_here_still() { Outcome::Stayed(moved) } else { Outcome::Moved(moved) })
         })
     }
 }
@@ -120,6 +123,12 @@ impl Bench {
 /// For whoever watches.
 fn in_short(outcome: &Outcome) -> String {
     match outcome {
+        Outcome::Stayed(moved) => format!(
+            "{:.2} s, left here after {} rounds, {}",
+            moved.report.total_ms / 1e3,
+            moved.report.rounds,
+            moved.report.stop_reason.as_deref().unwrap_or("no reason"),
+        ),
         Outcome::Moved(moved) => {
             let report = &moved.report;
             let ms = |value: Option<f64>| value.map_or("?".into(), |ms| format!("{ms:.2}"));

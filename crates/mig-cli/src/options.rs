@@ -16,7 +16,8 @@ use crate::units::{parse_duration, parse_size};
 
 const GUESTS: &str = "\
 Guests:
-  idle[:fill=none|random]      halts between timer ticks; random fills memory with incompressible data
+  idle[:fill=none|random|text|heap]
+                               halts between timer ticks; fills memory with incompressible data, words or records
   dirtier[:rate=100MiB,working-set=256MiB,pattern=sequential|random|hot]
                                dirties pages at a rate (bytes a second), stamps and checks each
   state                        puts known values into registers and devices, and checks them for ever

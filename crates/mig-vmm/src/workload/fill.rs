@@ -1,27 +1,25 @@
-//! Memory full of bytes that no encoding makes smaller, and that the host can tell again.
-//!
-//! Every page is SplitMix64's output from a seed of its own, its page number.
+//! Memory full of bytes that the host can tell again: puts them there, and compares them.
 
 use std::ops::Range;
 
+use super::contents::write_page;
 use super::image::{read, write};
 use super::layout::PAGE_BYTES;
-use super::{Memory, WorkloadError};
+use super::{Fill, Memory, WorkloadError};
 
 /// Pages written or read at a time: large enough for one copy, small enough for a core's cache.
 const CHUNK_PAGES: u64 = 64;
-const QUADWORDS: usize = PAGE_BYTES as usize / 8;
 const MAX_THREADS: usize = 8;
 
 /// Fills the pages.
-pub(super) fn fill(memory: &Memory, pages: &[Range<u64>]) -> Result<(), WorkloadError> {
-    in_parallel(pages, |chunk| write(memory, chunk.start * PAGE_BYTES, &contents(chunk)))
+pub(super) fn fill(kind: Fill, memory: &Memory, pages: &[Range<u64>]) -> Result<(), WorkloadError> {
+    in_parallel(pages, |chunk| write(memory, chunk.start * PAGE_BYTES, &contents(kind, chunk)))
 }
 
 /// Compares the pages; how many they were.
-pub(super) fn verify(memory: &Memory, pages: &[Range<u64>]) -> Result<u64, WorkloadError> {
+pub(super) fn verify(kind: Fill, memory: &Memory, pages: &[Range<u64>]) -> Result<u64, WorkloadError> {
     in_parallel(pages, |chunk| {
-        let expected = contents(chunk.clone());
+        let expected = contents(kind, chunk.clone());
         let mut found = vec![0; expected.len()];
         read(memory, chunk.start * PAGE_BYTES, &mut found)?;
         if expected == found {
@@ -43,24 +41,11 @@ pub(super) fn verify(memory: &Memory, pages: &[Range<u64>]) -> Result<u64, Workl
     Ok(pages.iter().map(|range| range.end - range.start).sum())
 }
 
-fn contents(pages: Range<u64>) -> Vec<u8> {
+fn contents(kind: Fill, pages: Range<u64>) -> Vec<u8> {
     let mut bytes = vec![0; (pages.end - pages.start) as usize * PAGE_BYTES as usize];
-    for (page, bytes) in pages.zip(bytes.chunks_exact_mut(PAGE_BYTES as usize)) {
-        let mut state = page << 32;
-        let (quadwords, _) = bytes.as_chunks_mut::<8>();
-        for quadword in &mut quadwords[..QUADWORDS] {
-            *quadword = split_mix(&mut state).to_le_bytes();
-        }
-    }
+    let (whole, _) = bytes.as_chunks_mut::<{ PAGE_BYTES as usize }>();
+    pages.zip(whole).for_each(|(page, bytes)| write_page(kind, page, bytes));
     bytes
-}
-
-/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-pub(super) fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
 }
 
 /// Calls `f` for every chunk of the pages, on several threads; the first error of the lowest-numbered thread.

@@ -7,6 +7,7 @@
 
 mod asm;
 mod clock;
+mod contents;
 mod dirtier;
 mod entry;
 mod fill;
@@ -65,6 +66,10 @@ pub enum Fill {
     None,
     /// Incompressible bytes, another page everywhere.
     Random,
+    /// English words.
+    Text,
+    /// Records as a database keeps them.
+    Heap,
 }
 
 /// The order in which a dirtier writes its pages.
@@ -230,7 +235,7 @@ impl Guest {
     }
 
     /// Checks what the guest left in memory, as far as it can be known from outside. All vCPUs must be out of
-    /// KVM_RUN. The guest's static pages are compared always, all memory of `idle:fill=random`, and every page
+    /// KVM_RUN. The guest's static pages are compared always, all memory of an idle guest that was filled, and every page
     /// of a dirtier's working set.
     ///
     /// # Errors

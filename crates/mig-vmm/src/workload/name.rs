@@ -8,7 +8,7 @@ use std::str::FromStr;
 use super::layout::PAGE_BYTES;
 use super::{Fill, Guest, Pattern};
 
-const KNOWN: &str = "idle[:fill=none|random], \
+const KNOWN: &str = "idle[:fill=none|random|text|heap], \
                      dirtier[:rate=SIZE,working-set=SIZE,pattern=sequential|random|hot], state, clock";
 const DEFAULT_RATE_BYTES_PER_SECOND: u64 = 100 << 20;
 const DEFAULT_WORKING_SET_BYTES: u64 = 256 << 20;
@@ -70,6 +70,8 @@ impl fmt::Display for Guest {
         match self {
             Self::Idle { fill: Fill::None } => f.write_str("idle"),
             Self::Idle { fill: Fill::Random } => f.write_str("idle:fill=random"),
+            Self::Idle { fill: Fill::Text } => f.write_str("idle:fill=text"),
+            Self::Idle { fill: Fill::Heap } => f.write_str("idle:fill=heap"),
             Self::Dirtier { rate_bytes_per_second, working_set_bytes, pattern } => write!(
                 f,
                 "dirtier:rate={},working-set={},pattern={pattern}",
@@ -103,7 +105,9 @@ impl FromStr for Guest {
                 let fill = match fill {
                     None | Some("none") => Fill::None,
                     Some("random") => Fill::Random,
-                    Some(other) => return Err(value("fill", other, "none, random")),
+                    Some("text") => Fill::Text,
+                    Some("heap") => Fill::Heap,
+                    Some(other) => return Err(value("fill", other, "none, random, text, heap")),
                 };
                 Ok(Self::Idle { fill })
             }
@@ -200,6 +204,8 @@ mod tests {
         for text in [
             "idle",
             "idle:fill=random",
+            "idle:fill=text",
+            "idle:fill=heap",
             "dirtier:rate=100MiB,working-set=256MiB,pattern=sequential",
             "dirtier:rate=1234567,working-set=64KiB,pattern=random",
             "dirtier:rate=2GiB,working-set=3GiB,pattern=hot",
@@ -230,7 +236,7 @@ mod tests {
             ("", "there are: idle"),
             ("idle:full=random", "the guest idle has no parameter \"full\""),
             ("clock:rate=1MiB", "the guest clock has no parameter \"rate\""),
-            ("idle:fill=zero", "fill=zero is not one of none, random"),
+            ("idle:fill=zero", "fill=zero is not one of none, random, text, heap"),
             ("dirtier:pattern=cold", "pattern=cold is not one of sequential, random, hot"),
             ("dirtier:rate", "\"rate\" is no key=value"),
             ("dirtier:rate=1MiB,rate=2MiB", "rate is given twice"),

@@ -6,7 +6,7 @@
 //! what it keeps in its control page: host and guest need no list of generations to know a stale page.
 
 use super::Pattern;
-use super::fill::split_mix;
+use super::contents::split_mix;
 use super::layout::PAGE_BYTES;
 
 /// Pages in a full batch.

@@ -9,9 +9,9 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use super::asm::{Code, DIVIDE_BY_ONE, LVT_PERIODIC, Program, TIMER_COUNT, TIMER_VECTOR, Tick, x2apic};
+use super::contents::split_mix;
 use super::entry::{CR0, CR4, EFER};
 use super::exit_code;
-use super::fill::split_mix;
 use super::image::{Machine, Piece};
 use super::layout::{AREA_BYTES, CODE, PML4};
 use super::watch::{self, IOAPIC_PIN_0, IOAPIC_SELECT, IOAPIC_WINDOW};

@@ -142,15 +142,18 @@ fn a_changed_page_of_a_filled_guest_is_found_by_the_host() {
     if !kvm_exists() {
         return;
     }
-    let guest: Guest = "idle:fill=random".parse().unwrap();
-    let machine = Machine::start("idle:fill=random", SMALL, 1);
-    machine.run_for_beats(10);
-    let text = machine.paused(|_, memory| {
-        assert!(guest.verify(memory).unwrap().pages_checked > 3800);
-        image::write(memory, 0x70_1238, &[0; 8]).unwrap();
-        guest.verify(memory).unwrap_err().to_string()
-    });
-    assert!(text.contains("page 0x701 is not as it was loaded: the fill at 0x701238 should be 0x"), "{text}");
+    for name in ["idle:fill=random", "idle:fill=text", "idle:fill=heap"] {
+        let guest: Guest = name.parse().unwrap();
+        let machine = Machine::start(name, SMALL, 1);
+        machine.run_for_beats(10);
+        let text = machine.paused(|_, memory| {
+            assert!(guest.verify(memory).unwrap().pages_checked > 3800);
+            image::write(memory, 0x70_1238, &[0x55; 8]).unwrap();
+            guest.verify(memory).unwrap_err().to_string()
+        });
+        let expected = "page 0x701 is not as it was loaded: the fill at 0x701238 should be 0x";
+        assert!(text.contains(expected), "{name}: {text}");
+    }
 }
 
 /// Where the redirection entries are in kvm_ioapic_state.

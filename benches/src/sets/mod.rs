@@ -12,6 +12,7 @@ use crate::record::{Cell, Line, Outcome, Results, Run, Store, label};
 pub mod budget;
 pub mod convergence;
 pub mod instructions;
+pub mod memory_kinds;
 pub mod pause;
 pub mod untouched;
 pub mod wire;
@@ -31,8 +32,15 @@ pub struct Set {
 }
 
 /// Every set, in the order of the report.
-pub const ALL: [Set; 6] =
-    [wire::SET, untouched::SET, budget::SET, convergence::SET, pause::SET, instructions::SET];
+pub const ALL: [Set; 7] = [
+    wire::SET,
+    untouched::SET,
+    budget::SET,
+    convergence::SET,
+    memory_kinds::SET,
+    pause::SET,
+    instructions::SET,
+];
 
 /// What the sets are measured with.
 pub struct Bench {

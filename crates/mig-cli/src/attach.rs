@@ -35,23 +35,11 @@ pub fn run(path: &Path, migrate: &Migrate, output: &Output) -> Result<Exit, Fail
 /// # Errors
 /// There is no holder: nothing was done.
 pub fn resolve(path: &Path, word: Word, output: &Output) -> Result<Exit, Failure> {
-    let mut client = Client::connect(path)?;
-    Ok(match client.ask(&Request::Resolve { word }, |_| {}) {
-        Finished::Answered(answer) if answer.is_ok() => {
-            let state: String = answer.member("state").unwrap_or_default();
-            output.note(match word {
-                Word::Resume => format!("resumed on your word; the guest is {state}"),
-                Word::Discard => format!("discarded on your word; the holder is {state}"),
-            });
-            Exit::Done
-        }
-        Finished::Answered(answer) => {
-            output.tell(Event::Error(reason(&answer)));
-            Exit::Failed
-        }
-        Finished::Lost(failure) => {
-            output.tell(Event::Error(failure));
-            Exit::InDoubt
+    tell(path, &Request::Resolve { word }, output, |answer| {
+        let state: String = answer.member("state").unwrap_or_default();
+        match word {
+            Word::Resume => format!("resumed on your word; the guest is {state}"),
+            Word::Discard => format!("discarded on your word; the holder is {state}"),
         }
     })
 }
@@ -61,13 +49,23 @@ pub fn resolve(path: &Path, word: Word, output: &Output) -> Result<Exit, Failure
 /// # Errors
 /// There is no holder: nothing was done.
 pub fn set_bandwidth(path: &Path, rate: Cap, output: &Output) -> Result<Exit, Failure> {
+    tell(path, &Request::Bandwidth { rate }, output, |_| match rate.0 {
+        Some(rate) => format!("the rounds take at most {} from now on", units::rate(rate)),
+        None => "the rounds take what the link gives from now on".into(),
+    })
+}
+
+/// Asks for something that is answered once it is done, and says so in `words`.
+fn tell(
+    path: &Path,
+    request: &Request,
+    output: &Output,
+    words: impl FnOnce(&Answer) -> String,
+) -> Result<Exit, Failure> {
     let mut client = Client::connect(path)?;
-    Ok(match client.ask(&Request::Bandwidth { rate }, |_| {}) {
+    Ok(match client.ask(request, |_| {}) {
         Finished::Answered(answer) if answer.is_ok() => {
-            output.note(match rate.0 {
-                Some(rate) => format!("the rounds take at most {} from now on", units::rate(rate)),
-                None => "the rounds take what the link gives from now on".into(),
-            });
+            output.note(words(&answer));
             Exit::Done
         }
         Finished::Answered(answer) => {
@@ -76,7 +74,7 @@ pub fn set_bandwidth(path: &Path, rate: Cap, output: &Output) -> Result<Exit, Fa
         }
         Finished::Lost(failure) => {
             output.tell(Event::Error(failure));
-            Exit::Failed
+            Exit::InDoubt
         }
     })
 }

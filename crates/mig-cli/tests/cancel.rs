@@ -141,13 +141,7 @@ impl Stopped {
 /// Pages that a dirtier writes in a second of its program's CPU time, whatever else the machine does: the median
 /// of a few looks.
 fn speed(holder: &Program) -> f64 {
-    let written = || {
-        let answer = holder.ask(&json!({"cmd": "check"}));
-        let found = answer["found"].as_str().unwrap_or_else(|| panic!("{answer}"));
-        let words: Vec<&str> = found.split_whitespace().collect();
-        let after = words.iter().position(|w| *w == "after").unwrap_or_else(|| panic!("{found}"));
-        words[after + 1].parse::<f64>().unwrap()
-    };
+    let written = || holder.dirtied_pages() as f64;
     let mut rates: Vec<f64> = (0..5)
         .map(|_| {
             let (before, began) = (written(), holder.cpu_time());

@@ -175,6 +175,14 @@ impl Program {
         self.status()["heartbeats"].as_u64().expect("a number of heartbeats")
     }
 
+    /// How many pages a dirtier has written, by its own count.
+    pub fn dirtied_pages(&self) -> u64 {
+        let answer = self.ask(&serde_json::json!({"cmd": "check"}));
+        let found = answer["found"].as_str().unwrap_or_else(|| panic!("{answer}"));
+        let mut words = found.split_whitespace().skip_while(|word| *word != "after");
+        words.nth(1).and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{found}"))
+    }
+
     /// The VGA text page.
     pub fn screen(&self) -> Vec<String> {
         let answer = self.ask(&serde_json::json!({"cmd": "screen"}));

@@ -86,7 +86,8 @@ pub struct SendOptions {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with_all = ["guest", "vm", "demo"])]
     pub cmdline: Option<String>,
-    /// Tell the holder of a guest to move it, or to --resolve: the --control path of a mig-send or mig-recv
+    /// Tell the holder of a guest to move it, to --resolve or to --set-bandwidth: the --control path of a mig-send or
+    /// mig-recv
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
     #[arg(conflicts_with_all = ["memory", "cpus", "dirty_log", "after", "control", "console", "lease"])]
     pub vm: Option<PathBuf>,

@@ -41,6 +41,9 @@ pub struct Estimate {
     pub verify: Duration,
     /// What the link is known to give in the pause, in bytes a second, where that is not what rounds have.
     pub pause_bytes_per_second: Option<u64>,
+    /// Of the last round of many bytes: what its pages hold, and what of that was on the wire.
+    raw_bytes: u64,
+    wire_bytes: u64,
     /// Of rounds so far; 0 before there was one.
     bytes_per_second: u64,
     /// How many rounds taught that, up to 2.
@@ -67,6 +70,13 @@ impl Estimate {
         } else if pages <= OVERHEAD_SAMPLE_PAGES {
             let surplus = elapsed.saturating_sub(self.on_the_wire(sent_bytes));
             self.overheads = [self.overheads[1], self.overheads[2], Some(surplus)];
+        }
+    }
+
+    /// In the round that has arrived `wire_bytes` stood for `raw_bytes` of pages.
+    pub fn encoded(&mut self, raw_bytes: u64, wire_bytes: u64) {
+        if raw_bytes >= BANDWIDTH_SAMPLE_BYTES {
+            (self.raw_bytes, self.wire_bytes) = (raw_bytes, wire_bytes);
         }
     }
 
@@ -113,7 +123,11 @@ impl Estimate {
     }
 
     fn sending_in_pause(&self, pages: u64) -> Duration {
-        let rate = self.pause_bytes_per_second.unwrap_or_else(|| self.bytes_per_second()).max(1);
+        // what is known of the link are bytes on the wire, which stand for more where pages are encoded
+        let known = self
+            .pause_bytes_per_second
+            .map(|rate| ratio(rate, self.raw_bytes.max(1), self.wire_bytes.max(1)));
+        let rate = known.unwrap_or_else(|| self.bytes_per_second()).max(1);
         let bytes = pages.saturating_mul(PAGE_BYTES);
         self.overhead() + Duration::from_nanos(ratio(bytes, 1_000_000_000, rate))
     }
@@ -229,6 +243,9 @@ mod tests {
         estimate.pause_bytes_per_second = Some(10_000_000_000);
         let part = |e: &Estimate, pages| e.downtime(pages).transfer - UNKNOWN_OVERHEAD;
         assert_eq!(part(&estimate, 100_000), part(&capped, 100_000) / 10);
+        estimate.encoded(400_000_000, 100_000_000);
+        assert_eq!(part(&estimate, 100_000), part(&capped, 100_000) / 40, "a byte stands for four");
+        estimate.encoded(400_000_000, 400_000_000);
         let (known, before) = (estimate.downtime_after_round(100_000), capped.downtime_after_round(100_000));
         assert_eq!(known.transfer - UNKNOWN_OVERHEAD, (before.transfer - UNKNOWN_OVERHEAD) / 10);
     }

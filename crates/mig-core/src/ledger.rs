@@ -61,7 +61,10 @@ impl Throttling {
     }
 
     pub(crate) fn change(&mut self, now: Duration, throttle: Throttle) {
-        *self = Self { now: throttle, since: now, most: self.most.max(throttle), ..self.so_far(now) };
+        let so_far = self.so_far(now);
+        // one that could not be slowed was not
+        let most = if so_far.lasted.is_zero() { throttle } else { self.most.max(throttle) };
+        *self = Self { now: throttle, since: now, most, ..so_far };
     }
 
     /// With everything up to `now` noted down.

@@ -8,6 +8,7 @@ pub mod bitmap;
 pub mod destination;
 pub mod domain;
 pub mod estimate;
+pub mod forecast;
 mod ledger;
 pub mod pacing;
 pub mod policy;

@@ -82,9 +82,10 @@ impl Pacing {
         Self { cap_bytes_per_second, paid_until: Duration::ZERO }
     }
 
-    /// Changes the cap for all that is granted from now on.
-    pub fn change(&mut self, cap_bytes_per_second: Option<u64>) {
-        *self = Self { paid_until: self.paid_until, ..Self::new(cap_bytes_per_second) };
+    /// Changes the cap for all that is granted from now on. What was granted for later is forgotten: who waits for it
+    /// asks again.
+    pub fn change(&mut self, now: Duration, cap_bytes_per_second: Option<u64>) {
+        *self = Self { paid_until: self.paid_until.min(now), ..Self::new(cap_bytes_per_second) };
     }
 
     /// Whether there is a cap.
@@ -169,11 +170,12 @@ mod tests {
     #[test]
     fn a_changed_cap_holds_for_the_next_grant() {
         let mut pacing = Pacing::new(Some(GBIT));
-        pacing.change(Some(10 * GBIT));
-        assert_eq!(pacing.grant(Duration::ZERO, 1 << 30).bytes, 2_500_000);
-        pacing.change(None);
+        pacing.grant(Duration::ZERO, 1 << 30);
+        pacing.change(Duration::ZERO, Some(10 * GBIT));
+        assert_eq!(pacing.grant(Duration::ZERO, 1 << 30), Grant { at: Duration::ZERO, bytes: 2_500_000 });
+        pacing.change(Duration::ZERO, None);
         assert_eq!(pacing.grant(Duration::ZERO, 1 << 30).bytes, 1 << 30);
-        pacing.change(Some(0));
+        pacing.change(Duration::ZERO, Some(0));
         assert_eq!(pacing.grant(Duration::ZERO, 1 << 30).bytes, MIN_GRANT_BYTES, "the least cap");
     }
 

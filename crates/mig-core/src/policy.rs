@@ -122,8 +122,8 @@ pub struct RoundContext {
     pub round_time: Duration,
     /// How long the next one should.
     pub next_round_time: Duration,
-    /// Bytes that arrive in a second.
-    pub bytes_per_second: u64,
+    /// Bytes on the wire in a second of it.
+    pub wire_bytes_per_second: u64,
     /// Bytes sent in all rounds.
     pub total_sent_bytes: u64,
     /// Bytes of guest memory.
@@ -245,7 +245,7 @@ fn does_not_converge(policy: &Policy, context: &RoundContext) -> bool {
     }
     let Some(shrinks_by) = this.checked_sub(next).filter(|by| !by.is_zero()) else { return true };
     let time_to_come = next.as_secs_f64() * this.as_secs_f64() / shrinks_by.as_secs_f64();
-    let to_come = time_to_come * context.bytes_per_second as f64;
+    let to_come = time_to_come * context.wire_bytes_per_second as f64;
     context.total_sent_bytes as f64 + to_come > traffic_limit(policy, context) as f64
 }
 
@@ -316,7 +316,7 @@ mod tests {
             dirtied_pages: 10_000,
             round_time: Duration::from_secs(1),
             next_round_time: Duration::from_millis(100),
-            bytes_per_second: 409_600_000,
+            wire_bytes_per_second: 409_600_000,
             total_sent_bytes: 1 << 30,
             ram_bytes: 1 << 30,
             elapsed: Duration::from_secs(1),

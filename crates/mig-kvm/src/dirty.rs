@@ -174,6 +174,8 @@ impl<B: Written> DirtyLog<B> {
             Source::Rings(rings, reaper) => {
                 bitmap_log::choose(&self.vm, self.manual_flags)?;
                 rings.begin()?;
+                // the one before first: as it ends it says that there is none
+                *reaper = None;
                 *reaper = Some(Reaper::start(rings.clone())?);
             }
         }

@@ -106,6 +106,7 @@ impl Shared {
         let mut wanted = self.lock();
         while !wanted.ended {
             if wanted.throttle.is_none() {
+                writers = Writers::default();
                 wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -173,6 +174,11 @@ impl Writers {
 
 fn who_writes(before: &[u64], now: &[u64]) -> Vec<bool> {
     let written: Vec<u64> = before.iter().zip(now).map(|(before, now)| now.saturating_sub(*before)).collect();
+    writers(&written)
+}
+
+/// Which vCPUs write as much as those that [`Throttler::of_writers`] slows, by what each has written.
+pub fn writers(written: &[u64]) -> Vec<bool> {
     let most = written.iter().copied().max().unwrap_or(0);
     written.iter().map(|count| count.saturating_mul(LEAST_PART) >= most).collect()
 }

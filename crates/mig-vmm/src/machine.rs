@@ -10,7 +10,7 @@ use mig::{
     BoxError, Description, DirtyTracker, GuestRam, PauseCosts, RunPermit, SaveState, Section, SourceVm,
     VmControl,
 };
-use mig_kvm::{GuestTime, TimePlan, state, time};
+use mig_kvm::{GuestTime, TimePlan, state, throttle, time};
 
 use crate::boot::{self, Workload};
 use crate::bus::lock;
@@ -229,7 +229,12 @@ impl VmControl for Machine {
     }
 
     fn processor_times(&self) -> Vec<Duration> {
-        self.platform.gate.processor_times()
+        let times = self.platform.gate.processor_times();
+        // those that write little are let be, and so do not count
+        let Some(rings) = self.platform.log.rings() else { return times };
+        let writers = throttle::writers(&rings.written_by_vcpu());
+        let of_writer = |(time, writes)| if writes { time } else { Duration::ZERO };
+        times.into_iter().zip(writers).map(of_writer).collect()
     }
 
     /// A guest that has ended by itself is here as well as it can be: that is no failure to resume it.

@@ -189,3 +189,27 @@ fn a_guest_that_cannot_be_slowed_after_all_moves_without() {
     let report = moved(vm, &hopeless(OnStall::StopAndCopy), &Control::new());
     assert_eq!(report.stop_reason, Some(StopReason::NoProgress));
 }
+
+#[test]
+fn an_embedder_that_panics_and_goes_on_has_a_guest_at_its_full_speed() {
+    let vm = Model::running(2000, CALM, Flaw::ReportsEveryPage);
+    let watch = vm.watch();
+    let observer = watcher(|progress| {
+        let slowed = |round: &mig::observe::RoundReport| !round.throttle.is_none();
+        assert!(!matches!(progress, Progress::Round(round) if slowed(round)), "the observer is broken");
+    });
+    let attempt = std::panic::AssertUnwindSafe(|| {
+        let listener = Listener::bind(&Address::tcp("127.0.0.1", 0)).unwrap();
+        let hang_up = Control::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                receive(&listener, &mut Host::default(), &ReceiveOptions::default(), &hang_up, &())
+            });
+            // the receiver ends with the connection
+            migrate(vm, listener.address(), &hopeless(OnStall::StopAndCopy), &Control::new(), &observer)
+        })
+    });
+    assert!(std::panic::catch_unwind(attempt).is_err());
+    let throttles = watch();
+    assert!(throttles.len() > 1 && throttles.ends_with(&[0]), "{throttles:?}");
+}

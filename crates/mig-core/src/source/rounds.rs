@@ -56,6 +56,7 @@ impl Source {
         let (Some((pages, bytes)), Some(arrived)) = (*sent, *acknowledged) else { return Vec::new() };
         let elapsed = arrived.saturating_sub(*started);
         self.estimate.round(pages.total(), bytes_as_raw(pages, bytes), elapsed);
+        self.estimate.encoded(bytes_as_raw(pages, bytes), bytes);
         self.stage = Stage::Measuring(Measuring {
             round: *round,
             started: *started,
@@ -103,7 +104,7 @@ impl Source {
             dirtied_pages: dirty_pages,
             round_time: measured.elapsed,
             next_round_time: self.estimate.sending(dirty_pages),
-            bytes_per_second: self.estimate.bytes_per_second(),
+            wire_bytes_per_second: per_second(measured.bytes, measured.elapsed),
             total_sent_bytes: self.ledger.sent_bytes,
             ram_bytes: self.config.ram_bytes,
             elapsed: now.saturating_sub(self.ledger.copying_since),
@@ -207,4 +208,8 @@ fn bytes_as_raw(pages: PageCounts, bytes: u64) -> u64 {
         0 => bytes,
         _ => bytes.max(pages.with_bytes().saturating_mul(PAGE_BYTES)),
     }
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1)).unwrap_or(u64::MAX)
 }

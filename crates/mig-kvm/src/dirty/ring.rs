@@ -198,6 +198,11 @@ impl Ring {
         (0..self.harvested).find(|at| self.flags(*at) == RESET).unwrap_or(self.harvested)
     }
 
+    /// Whether KVM wrote over harvested entries that it had not freed, the oldest first.
+    pub(super) fn is_overwritten(&self) -> bool {
+        self.harvested > 0 && self.flags(0) == DIRTY
+    }
+
     /// KVM freed so many of those that were harvested.
     pub(super) fn freed(&mut self, count: usize) {
         self.oldest = self.oldest.wrapping_add(count);

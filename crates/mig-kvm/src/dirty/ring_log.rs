@@ -145,7 +145,13 @@ impl State {
             for (count, ring) in to_free.iter_mut().zip(&self.rings).filter(|(count, _)| **count > 0) {
                 *count = if several { ring.seems_freed() } else { freed };
             }
-            // Unless a vCPU overwrote entries that KVM had not freed, this is right.
+            // Unless a vCPU overwrote entries that KVM had not freed, this is right; if one did, KVM freed none of its.
+            if freed != to_free.iter().sum::<usize>() {
+                (self.lost, self.runs_over) = (true, true);
+                let overwritten =
+                    to_free.iter_mut().zip(&self.rings).filter(|(_, ring)| ring.is_overwritten());
+                overwritten.for_each(|(count, _)| *count = 0);
+            }
             if freed != to_free.iter().sum::<usize>() {
                 return Err(KvmError::RingsNotReset);
             }
@@ -298,7 +304,11 @@ impl Rings {
                 return Ok(());
             }
             let freed = ioctl::reset_dirty_rings(&self.vm)?;
+            let ran_over = state.runs_over;
             state.freed(freed, to_free)?;
+            if state.runs_over != ran_over {
+                self.changed.notify_all();
+            }
         }
         Err(KvmError::RingsNotReset)
     }

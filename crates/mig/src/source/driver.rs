@@ -144,7 +144,7 @@ fn prepare<V: SourceVm>(
     Ok((config, Arc::new(pages), stream))
 }
 
-struct Driver<'s, 'e, V> {
+struct Driver<'s, 'e, V: SourceVm> {
     scope: &'s Scope<'s, 'e>,
     vm: &'s mut V,
     to: &'s Address,
@@ -522,6 +522,8 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     /// Closes so that what was said still arrives, and waits for the peer to do the same.
     fn farewell(&mut self) {
         self.jobs.clear();
+        // who waits for its turn has nothing to wait for
+        self.pacer.change(None);
         let link = self.link;
         link.part(|time| {
             if !self.link_ended
@@ -535,11 +537,16 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     }
 }
 
-/// A panic of the embedder's must not leave the other threads waiting for the peer.
-impl<V> Drop for Driver<'_, '_, V> {
+/// A panic of the embedder's must not leave the other threads waiting for the peer, nor the guest slowed.
+impl<V: SourceVm> Drop for Driver<'_, '_, V> {
     fn drop(&mut self) {
         self.link.close();
         self.streams.close();
+        self.pacer.change(None);
+        if std::thread::panicking() {
+            // there is nobody left to tell
+            let _ = self.vm.throttle(Throttle::NONE);
+        }
     }
 }
 

@@ -123,6 +123,12 @@ impl Model {
         self.shared.throttles.lock().unwrap().clone()
     }
 
+    /// The same, whoever has the guest by then.
+    pub fn watch(&self) -> impl Fn() -> Vec<u8> + use<> {
+        let shared = self.shared.clone();
+        move || shared.throttles.lock().unwrap().clone()
+    }
+
     pub fn is_tracked(&self) -> bool {
         self.tracker.started
     }

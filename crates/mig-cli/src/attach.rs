@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bandwidth::Cap;
 use crate::control::{Answer, Client, Finished, Migrate, Request, Word};
+use crate::estimate::{Estimate, Estimated, WATCHED};
 use crate::event::{Event, Report};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -52,6 +53,31 @@ pub fn set_bandwidth(path: &Path, rate: Cap, output: &Output) -> Result<Exit, Fa
     tell(path, &Request::Bandwidth { rate }, output, |_| match rate.0 {
         Some(rate) => format!("the rounds take at most {} from now on", units::rate(rate)),
         None => "the rounds take what the link gives from now on".into(),
+    })
+}
+
+/// Has the holder at `path` watch its guest, and shows what migrations would come to.
+///
+/// # Errors
+/// There is no holder: nothing was done.
+pub fn estimate(path: &Path, estimate: &Estimate, output: &Output) -> Result<Exit, Failure> {
+    let mut client = Client::connect(path)?;
+    output.note(format!("watching the guest for {} s", WATCHED.as_secs()));
+    Ok(match client.ask(&Request::Estimate(estimate.clone()), |_| {}) {
+        Finished::Answered(answer) => match answer.members::<Estimated>().filter(|_| answer.is_ok()) {
+            Some(estimated) => {
+                output.tell(Event::Estimate(estimated));
+                Exit::Done
+            }
+            None => {
+                output.tell(Event::Error(reason(&answer)));
+                Exit::Failed
+            }
+        },
+        Finished::Lost(failure) => {
+            output.tell(Event::Error(failure));
+            Exit::Failed
+        }
     })
 }
 

@@ -27,6 +27,17 @@ pub enum OnStall {
     Abort,
 }
 
+impl Priority {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Balanced, Self::ShortestPause, Self::SoonestDone, Self::NeverOverBudget];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        policy::Priority::from(self).name()
+    }
+}
+
 impl From<Priority> for policy::Priority {
     fn from(priority: Priority) -> Self {
         match priority {

@@ -11,6 +11,7 @@ use mig::policy::{Decision, Why};
 use serde::{Deserialize, Serialize};
 
 use crate::control::GuestTime;
+use crate::estimate::Estimated;
 use crate::failure::Failure;
 use crate::units::as_ms;
 
@@ -58,6 +59,8 @@ pub enum Event {
     Running(Running),
     /// The source lets its guest run on.
     Resumed,
+    /// What migrations would come to.
+    Estimate(Estimated),
     /// A migration has ended.
     Report(Box<Report>),
     /// A receive failed; the receiver listens on.

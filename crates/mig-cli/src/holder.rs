@@ -17,6 +17,7 @@ use mig::{Address, Arbiter, Control, Observer};
 
 use self::doubt::Doubt;
 use crate::control::{Check, Screen, Status};
+use crate::estimate::{Estimate, Estimated, WATCHED};
 use crate::event::{Event, Report};
 use crate::failure::{Failure, chain};
 use crate::machine::{GuestEnd, Held, Machine, Moving, Settings, View};
@@ -236,6 +237,20 @@ impl<M: Machine> Holder<M> {
             Ok(found) => Ok(Check { found, heartbeats: machine.view().heartbeats() }),
             Err(cause) => Err(self.failure("check", cause, "")),
         }
+    }
+
+    /// Watches for [`WATCHED`] how the guest dirties its memory, and foretells migrations. Other commands wait meanwhile.
+    ///
+    /// # Errors
+    /// It does not run, or cannot be watched.
+    pub fn estimate(&self, estimate: &Estimate) -> Result<Estimated, Failure> {
+        let mut inner = self.lock_for_command();
+        let name = inner.name();
+        let State::Running(machine) = &mut inner.state else {
+            return Err(self.wrong_state("estimate", name));
+        };
+        let seen = machine.watch(WATCHED).map_err(|e| self.failed("estimate", &*e))?;
+        Ok(estimate.foresee(&seen))
     }
 
     /// Cancels the migration that runs, or the receive.

@@ -12,6 +12,7 @@ pub mod console;
 pub mod control;
 pub mod convergence;
 pub mod demo;
+pub mod estimate;
 pub mod event;
 pub mod exit;
 pub mod failure;

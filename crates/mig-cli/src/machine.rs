@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mig::dirtying::Dirtying;
 use mig::observe::Report;
 use mig::{Address, BoxError, Control, Fault, Observer, SourceOptions};
 use mig_vmm::GuestTime;
@@ -61,6 +62,12 @@ pub trait Machine: Sized + Send + 'static {
     /// # Errors
     /// What is wrong with it, or why this guest cannot be checked.
     fn check(&mut self) -> Result<String, String>;
+
+    /// Watches for so long how the running guest dirties its memory.
+    ///
+    /// # Errors
+    /// Its dirty log cannot be read.
+    fn watch(&mut self, over: Duration) -> Result<Dirtying, BoxError>;
 
     /// Moves the running guest.
     fn migrate(

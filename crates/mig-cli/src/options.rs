@@ -11,6 +11,7 @@ use crate::bandwidth::{Cap, PauseCap};
 use crate::console::ConsoleTo;
 use crate::control::{GuestTime, Migrate, Word};
 use crate::convergence::{OnStall, Priority};
+use crate::estimate::Estimate;
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size};
 
@@ -62,16 +63,17 @@ Exit codes:
 #[command(name = "mig-send", version, after_help = format!("{GUESTS}\n\n{PRIORITIES}\n\n{EXIT_CODES}\n\n{SEND_EXAMPLES}"))]
 #[command(override_usage = "mig-send <--guest NAME|--kernel FILE> [--to ADDR] [OPTIONS]\n       \
                             mig-send --vm unix:PATH --to ADDR [OPTIONS]\n       \
+                            mig-send --vm unix:PATH --estimate [--bandwidth RATE] [OPTIONS]\n       \
                             mig-send --vm unix:PATH --resolve resume|discard [--json]\n       \
                             mig-send --vm unix:PATH --set-bandwidth RATE|off [--json]\n       \
                             mig-send --demo")]
 #[command(group(ArgGroup::new("what").required(true).args(["guest", "kernel", "vm", "demo", "demo_receiver"])))]
-#[command(group(ArgGroup::new("move").args(["to", "demo", "demo_receiver"])))]
+#[command(group(ArgGroup::new("move").args(["to", "demo", "demo_receiver", "estimate"])))]
 pub struct SendOptions {
     /// The receiver: tcp:HOST:PORT, an IPv6 address in brackets. Without it the guest runs here until it ends
     /// or is moved by --vm
     #[arg(long, value_name = "ADDR", value_parser = parse_receiver)]
-    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver", "resolve", "set_bandwidth"])]
+    #[arg(required_unless_present_any = ["guest", "kernel", "demo", "demo_receiver", "resolve", "set_bandwidth", "estimate"])]
     #[arg(conflicts_with = "demo")]
     pub to: Option<Address>,
     /// Run a built-in guest (see below)
@@ -146,6 +148,11 @@ pub struct SendOptions {
     /// is known to give, which the prediction then counts with [default: lifted]
     #[arg(long, requires = "bandwidth", value_name = "RATE|lifted|capped")]
     pub pause_bandwidth: Option<PauseCap>,
+    /// Move nothing: watch the guest at --vm for two seconds, and say what a migration would come to, over a link that
+    /// gives --bandwidth for each priority, or over links of 1 to 100 Gbit/s
+    #[arg(long, requires = "vm", conflicts_with_all = ["to", "guest", "kernel", "resolve", "set_bandwidth"])]
+    #[arg(conflicts_with_all = ["channels", "compress", "verify", "guest_time"])]
+    pub estimate: bool,
     /// Change --bandwidth of the migration that runs at --vm
     #[arg(long, requires = "vm", value_name = "RATE|off", conflicts_with_all = ["to", "guest", "kernel", "resolve"])]
     pub set_bandwidth: Option<Cap>,
@@ -251,6 +258,21 @@ impl SendOptions {
             verify: Some(self.verify),
             guest_time: Some(self.guest_time),
             progress: true,
+        }
+    }
+}
+
+impl SendOptions {
+    /// The estimate that is asked for, as a holder is told it.
+    pub fn estimate(&self) -> Estimate {
+        Estimate {
+            downtime_ms: self.downtime.map(whole_ms),
+            max_rounds: self.max_rounds,
+            priority: self.priority,
+            on_stall: self.on_stall,
+            keep_speed_percent: self.keep_speed,
+            bandwidth: self.bandwidth,
+            pause_bandwidth: self.pause_bandwidth,
         }
     }
 }
@@ -371,6 +393,8 @@ mod tests {
             asked("--pause-bandwidth 10Gbit"),
             Bandwidth { cap_bytes_per_second: gbit, in_pause: known }
         );
+        let estimate = send("--vm unix:/x --estimate --bandwidth 1Gbit --downtime 10ms").unwrap().estimate();
+        assert_eq!((estimate.bandwidth, estimate.downtime_ms), (Some(Cap(gbit)), Some(10)));
         assert_eq!(send("--vm unix:/x --set-bandwidth off").unwrap().set_bandwidth, Some(Cap(None)));
     }
 
@@ -433,6 +457,9 @@ mod tests {
             "--guest idle --to tcp:h:1 --pause-bandwidth capped",
             "--guest idle --bandwidth 1Gbit",
             "--vm unix:/x --set-bandwidth 1",
+            "--guest idle --estimate",
+            "--vm unix:/x --estimate --to tcp:h:1",
+            "--vm unix:/x --estimate --verify",
             "--vm unix:/x --to tcp:h:1 --set-bandwidth 1Gbit",
             "--guest idle --set-bandwidth 1Gbit",
             "--guest idle --to tcp:h:1 --memory big",

@@ -77,6 +77,7 @@ impl Renderer {
             Event::Round(round) => self.round(round),
             Event::Paused => self.paint(Style::Dim, "guest paused for the switchover") + "\n",
             Event::Running(running) => running.received.as_ref().map_or(String::new(), |r| self.received(r)),
+            Event::Estimate(estimated) => estimated.text(),
             Event::Report(report) => self.report(report),
             Event::NotReceived(failure) => {
                 self.failure("no guest was received", failure, Style::Yellow) + "still listening\n"

@@ -36,6 +36,8 @@ pub fn run(options: &SendOptions) -> Exit {
         attach::run(path, &options.migrate(to), &output)
     } else if let (Some(path), Some(word)) = (&options.vm, options.resolve) {
         attach::resolve(path, word, &output)
+    } else if let (Some(path), true) = (&options.vm, options.estimate) {
+        attach::estimate(path, &options.estimate(), &output)
     } else if let (Some(path), Some(rate)) = (&options.vm, options.set_bandwidth) {
         attach::set_bandwidth(path, rate, &output)
     } else {

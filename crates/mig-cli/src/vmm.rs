@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mig::dirtying::{self, Dirtying};
 use mig::guest::ResumeCosts;
 use mig::{
     Address, BoxError, Control, Description, DestinationVm, GuestRam, Incoming, Listener, Observer, Outcome,
@@ -88,6 +89,10 @@ impl HeldMachine for Machine {
             Ok(None) => Err("only built-in guests can be checked from outside".into()),
             Err(e) => Err(chain(&e)),
         }
+    }
+
+    fn watch(&mut self, over: Duration) -> Result<Dirtying, BoxError> {
+        dirtying::watch(self, over)
     }
 
     fn migrate(

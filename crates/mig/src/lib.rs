@@ -10,6 +10,7 @@ pub mod arbiter;
 pub mod control;
 pub mod destination;
 mod digest;
+pub mod dirtying;
 pub mod encoding;
 #[cfg(feature = "fault-points")]
 pub mod fault_points;
@@ -38,7 +39,7 @@ pub use guest::{
 };
 pub use memory::GuestRam;
 pub use mig_core::{
-    Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, Word, bitmap, domain, pacing, policy,
+    Bitmap, Blame, Domain, Fault, RunPermit, Side, Step, Word, bitmap, domain, forecast, pacing, policy,
 };
 pub use mig_wire::{Description, Refusal, Section, WireError, body, describe, section};
 pub use observe::Observer;

@@ -213,3 +213,29 @@ fn an_embedder_that_panics_and_goes_on_has_a_guest_at_its_full_speed() {
     let throttles = watch();
     assert!(throttles.len() > 1 && throttles.ends_with(&[0]), "{throttles:?}");
 }
+
+#[test]
+fn a_guest_is_watched_without_being_moved_and_its_log_is_off_afterwards() {
+    let mut vm = Model::running(2000, Duration::from_millis(1), Flaw::None);
+    let seen = mig::dirtying::watch(&mut vm, Duration::from_millis(300)).unwrap();
+    assert!(!vm.is_tracked());
+    // all but the last page of each region was written before, and those it may write now
+    assert!((1998..=2000).contains(&seen.filled_pages) && seen.pages == 2000, "{seen:?}");
+    let counts: Vec<u64> = seen.samples.iter().map(|(_, pages)| *pages).collect();
+    assert!(counts.len() >= 5 && counts.is_sorted(), "{counts:?}");
+    // a write a millisecond at most
+    assert!(counts[0] < 100 && (1..=1000).contains(counts.last().unwrap()), "{counts:?}");
+    assert!(seen.can_throttle && vm.makes_progress());
+    let prospect = mig::forecast::Prospect {
+        bytes_per_second: 1000 * MBIT,
+        pause_bytes_per_second: 1000 * MBIT,
+        filled_pages: seen.filled_pages,
+        ram_bytes: seen.pages * 4096,
+        fixed_pause: seen.pause,
+        needed_percent: 100,
+        can_throttle: true,
+    };
+    let forecast = mig::forecast::foresee(&Policy::default(), &seen.curve(), &prospect);
+    assert!(forecast.moves && forecast.fits, "{forecast:?}");
+    moved(vm, &capped(1000 * MBIT, InPause::Capped, 2), &Control::new());
+}

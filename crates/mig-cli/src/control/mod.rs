@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::bandwidth::{Cap, PauseCap};
 use crate::convergence::{self, OnStall, Priority};
+use crate::estimate::Estimate;
 use crate::event::{Doubt, Report};
 use crate::failure::Failure;
 use crate::machine::Settings;
@@ -28,8 +29,19 @@ use crate::machine::Settings;
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The commands, in the order in which an error lists them.
-pub const COMMANDS: [&str; 10] =
-    ["status", "migrate", "bandwidth", "cancel", "resolve", "pause", "resume", "screen", "check", "quit"];
+pub const COMMANDS: [&str; 11] = [
+    "status",
+    "migrate",
+    "estimate",
+    "bandwidth",
+    "cancel",
+    "resolve",
+    "pause",
+    "resume",
+    "screen",
+    "check",
+    "quit",
+];
 
 /// Something that is asked of a holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +51,8 @@ pub enum Request {
     Status,
     /// Move the guest; answered when the migration has ended.
     Migrate(Migrate),
+    /// Watch the guest, and foretell migrations.
+    Estimate(Estimate),
     /// Cap what the migration that runs may take.
     Bandwidth {
         /// From now on.
@@ -321,6 +335,11 @@ impl Answer {
         self.0.get("ok") == Some(&Value::Bool(true))
     }
 
+    /// All members, read as a `T`.
+    pub fn members<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_value(Value::Object(self.0.clone())).ok()
+    }
+
     /// A member, read as a `T`.
     pub fn member<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
         self.0.get(name).and_then(|v| serde_json::from_value(v.clone()).ok())
@@ -373,6 +392,7 @@ mod tests {
             br#"{"cmd":"migrate"}"#,
             br#"{"cmd":"resolve"}"#,
             br#"{"cmd":"bandwidth"}"#,
+            br#"{"cmd":"estimate","to":"tcp:h:1"}"#,
             br#"{"cmd":"bandwidth","rate":5}"#,
             br#"{"cmd":"bandwidth","rate":"much"}"#,
             br#"{"cmd":"resolve","word":"maybe"}"#,

@@ -13,6 +13,7 @@ impl<M: Machine> Commands for Holder<M> {
             Request::Status => Ok(Answer::ok(&self.status())),
             Request::Screen => self.screen().map(|screen| Answer::ok(&screen)),
             Request::Check => self.check().map(|check| Answer::ok(&check)),
+            Request::Estimate(estimate) => self.estimate(estimate).map(|estimated| Answer::ok(&estimated)),
             Request::Bandwidth { rate } => done(self.change_bandwidth(rate.0)),
             Request::Cancel => done(self.cancel()),
             Request::Resolve { word } => {

@@ -1,6 +1,7 @@
 //! The holder's states, with a machine that only pretends.
 
 use super::*;
+use crate::estimate::Estimate;
 use crate::event::examples;
 use mig::observe::Progress;
 use mig::{BoxError, Fault, Word};
@@ -74,6 +75,17 @@ impl Machine for Fake {
     fn check(&mut self) -> Result<String, String> {
         self.seen.lock().unwrap().push("check");
         Ok("all right".into())
+    }
+    fn watch(&mut self, over: Duration) -> Result<mig::dirtying::Dirtying, BoxError> {
+        self.seen.lock().unwrap().push("watch");
+        Ok(mig::dirtying::Dirtying {
+            samples: vec![(over, 1)],
+            filled_pages: 1,
+            pages: 1,
+            busy_percent: None,
+            pause: Duration::ZERO,
+            can_throttle: false,
+        })
     }
     fn migrate(self, _: &Address, _: &Settings, control: &Control, observer: &dyn Observer) -> Moving<Self> {
         observer.progress(&mig::observe::Progress::Accepted);
@@ -439,4 +451,15 @@ fn an_interrupt_after_the_end_is_told_apart_from_one_too_many() {
     let stage = Stage::running();
     stage.migrate(Ending::Moved).unwrap();
     assert_eq!(stage.holder.interrupt(), Interrupted::Ended);
+}
+
+#[test]
+fn only_a_guest_that_runs_is_watched() {
+    let stage = Stage::running();
+    let estimated = stage.holder.estimate(&Estimate::default()).unwrap();
+    assert!(estimated.forecasts.iter().all(|forecast| forecast.moves));
+    stage.holder.pause().unwrap();
+    let refused = stage.holder.estimate(&Estimate::default()).unwrap_err();
+    assert!(refused.cause.contains("estimate") && refused.remedy.contains("resume"), "{refused:?}");
+    assert_eq!(stage.seen(), ["watch", "pause"]);
 }

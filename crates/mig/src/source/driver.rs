@@ -3,7 +3,6 @@
 //! asks.
 
 mod asking;
-mod busy;
 mod sending;
 
 use std::collections::VecDeque;
@@ -23,8 +22,8 @@ use mig_wire::frame::{ChunkDigests, Fate};
 use mig_wire::hello::{MAX_CHANNELS, session_tag};
 use mig_wire::{Message, Section};
 
-use self::busy::Busy;
 use self::sending::{LastRound, Sending};
+use super::busy::Busy;
 use super::worker::{Job, Worker};
 use super::{SourceOptions, dial, local};
 use crate::arbiter;

@@ -1,5 +1,6 @@
 //! Moving a guest away: [`migrate`].
 
+pub(crate) mod busy;
 mod dial;
 mod driver;
 mod plan;

@@ -7,19 +7,19 @@ const LEAST_TIME: Duration = Duration::from_millis(100);
 
 /// What was seen last.
 #[derive(Debug)]
-pub(super) struct Busy {
+pub(crate) struct Busy {
     at: Instant,
     times: Vec<Duration>,
 }
 
 impl Busy {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { at: Instant::now(), times: Vec::new() }
     }
 
     /// What the busiest vCPU used of a processor since the last look, in percent, where that is known. A look that
     /// follows too soon is none.
-    pub(super) fn look(&mut self, times: &[Duration]) -> Option<u8> {
+    pub(crate) fn look(&mut self, times: &[Duration]) -> Option<u8> {
         let now = Instant::now();
         if times.len() == self.times.len() && now.saturating_duration_since(self.at) < LEAST_TIME {
             return None;

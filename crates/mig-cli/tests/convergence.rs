@@ -150,3 +150,28 @@ fn the_bandwidth_is_changed_while_a_guest_moves_and_by_nobody_else() {
     target.assert_guest_goes_on();
     target.quit();
 }
+
+#[test]
+fn a_guest_is_watched_before_it_moves_and_what_is_foretold_comes_true() {
+    if !kvm_is_there() {
+        return;
+    }
+    let bench = Bench::new();
+    let holder = bench.holder("dirtier:rate=4MiB,working-set=16MiB", "64MiB");
+    let estimate = json!({"cmd": "estimate", "bandwidth": "400Mbit", "priority": "balanced"});
+    let answer = holder.ask(&estimate);
+    assert_eq!(answer["ok"], true, "{answer}");
+    let forecast = &answer["forecasts"][0];
+    assert_eq!((&forecast["moves"], &forecast["fits"]), (&json!(true), &json!(true)), "{answer}");
+    let dirtied: Vec<u64> =
+        answer["dirtied"].as_array().unwrap().iter().map(|d| d["bytes"].as_u64().unwrap()).collect();
+    assert!(dirtied.is_sorted() && dirtied.last().unwrap() <= &(24 << 20), "{answer}");
+    holder.assert_guest_goes_on();
+    let (target, address) = bench.receiver();
+    let migrating = Migrating::begin_with(&holder, &address, json!({"bandwidth": "400Mbit"}));
+    let (answer, _) = migrating.end();
+    assert_eq!(answer["report"]["outcome"], "moved", "{answer}");
+    assert!(answer["report"]["slowed"].is_null() == (forecast["most_throttle_percent"] == 0), "{answer}");
+    target.assert_guest_goes_on();
+    target.quit();
+}

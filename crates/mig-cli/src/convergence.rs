@@ -4,6 +4,8 @@ use clap::ValueEnum;
 use mig::policy::{self, Policy};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
+
 /// What matters most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -66,6 +68,24 @@ pub fn policy(
     }
     policy.least_kept_percent = keep_speed_percent.unwrap_or(policy.least_kept_percent);
     policy
+}
+
+/// Whether what was said goes together.
+///
+/// # Errors
+/// A part that cannot be, or two that exclude each other.
+pub fn check(on_stall: Option<OnStall>, keep_speed_percent: Option<u8>) -> Result<(), Failure> {
+    let wrong = |cause: String, remedy: &str| Err(Failure::new("source", "options", cause, remedy));
+    match keep_speed_percent {
+        Some(percent) if !(1..=100).contains(&percent) => {
+            wrong(format!("keep_speed_percent is {percent}"), "give 1 to 100")
+        }
+        Some(..100) if on_stall.is_some_and(|s| s != OnStall::Throttle) => wrong(
+            "keep_speed_percent is for a guest that may be slowed, and on_stall leaves it alone".into(),
+            "leave one of them out, or choose throttle",
+        ),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

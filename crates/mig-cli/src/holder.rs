@@ -17,6 +17,7 @@ use mig::{Address, Arbiter, Control, Observer};
 
 use self::doubt::Doubt;
 use crate::control::{Check, Screen, Status};
+use crate::convergence;
 use crate::estimate::{Estimate, Estimated, WATCHED};
 use crate::event::{Event, Report};
 use crate::failure::{Failure, chain};
@@ -244,6 +245,7 @@ impl<M: Machine> Holder<M> {
     /// # Errors
     /// It does not run, or cannot be watched.
     pub fn estimate(&self, estimate: &Estimate) -> Result<Estimated, Failure> {
+        convergence::check(estimate.on_stall, estimate.keep_speed_percent)?;
         let mut inner = self.lock_for_command();
         let name = inner.name();
         let State::Running(machine) = &mut inner.state else {

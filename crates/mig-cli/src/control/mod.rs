@@ -257,17 +257,7 @@ impl Migrate {
         if policy.max_rounds == 0 {
             return Err(wrong("max_rounds is 0".into(), "give at least 1"));
         }
-        if let Some(percent) = self.keep_speed_percent.filter(|percent| !(1..=100).contains(percent)) {
-            return Err(wrong(format!("keep_speed_percent is {percent}"), "give 1 to 100"));
-        }
-        if self.keep_speed_percent.is_some_and(|p| p < 100)
-            && self.on_stall.is_some_and(|s| s != OnStall::Throttle)
-        {
-            return Err(wrong(
-                "keep_speed_percent is for a guest that may be slowed, and on_stall leaves it alone".into(),
-                "leave one of them out, or choose throttle",
-            ));
-        }
+        convergence::check(self.on_stall, self.keep_speed_percent)?;
         if let Some(channels) = self.channels.filter(|channels| !(1..=64).contains(channels)) {
             return Err(wrong(format!("channels is {channels}"), "give 1 to 64, or leave it out"));
         }

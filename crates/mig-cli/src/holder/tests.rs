@@ -458,6 +458,8 @@ fn only_a_guest_that_runs_is_watched() {
     let stage = Stage::running();
     let estimated = stage.holder.estimate(&Estimate::default()).unwrap();
     assert!(estimated.forecasts.iter().all(|forecast| forecast.moves));
+    let wrong = Estimate { keep_speed_percent: Some(0), ..Estimate::default() };
+    assert!(stage.holder.estimate(&wrong).unwrap_err().cause.contains("keep_speed_percent"));
     stage.holder.pause().unwrap();
     let refused = stage.holder.estimate(&Estimate::default()).unwrap_err();
     assert!(refused.cause.contains("estimate") && refused.remedy.contains("resume"), "{refused:?}");

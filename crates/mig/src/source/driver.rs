@@ -361,7 +361,8 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             let (machine, actions) = machine.handle(self.began.elapsed(), event);
             self.machine = Some(machine);
             for action in actions {
-                if let Action::Sync = action {
+                // in the pause the guest is not busy, and its owner waits
+                if matches!(action, Action::Sync) && self.machine().step() != Step::LastSync {
                     let percent = self.busy.look(&self.vm.processor_times());
                     events.extend(percent.map(|percent| Event::Busy { percent }));
                 }

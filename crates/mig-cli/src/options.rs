@@ -19,7 +19,7 @@ const GUESTS: &str = "\
 Guests:
   idle[:fill=none|random|text|heap]
                                halts between timer ticks; fills memory with incompressible data, words or records
-  dirtier[:rate=100MiB,working-set=256MiB,pattern=sequential|random|hot]
+  dirtier[:rate=100MiB,working-set=256MiB,pattern=sequential|random|hot,fill=none|random|text|heap]
                                dirties pages at a rate (bytes a second), stamps and checks each
   state                        puts known values into registers and devices, and checks them for ever
   clock                        watches time stamps and timer ticks go forward";

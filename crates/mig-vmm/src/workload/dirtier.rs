@@ -6,7 +6,10 @@
 //!   in registers; the guest finds it at the next visit, [`verify`] at once;
 //! - a control page: its count is not the one in the vCPU's register (the guest), or the edge between
 //!   generations is not where it says (`verify`);
-//! - a page of the tables or of the code: it differs from the image, which is constant.
+//! - a page of the tables or of the code: it differs from the image, which is constant;
+//! - of memory that was filled, a page that nobody writes, or what lies behind a stamp: it differs from the fill.
+
+use std::ops::Range;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -18,7 +21,7 @@ use super::schedule::{
     BATCH_ADDRESSES, BATCH_COUNT, BATCH_PAGES, BATCH_SUM, GENERATION_BITS, STEP_BYTES, STEP_GENERATION,
     STEP_GENERATIONS_PER_LAP, Share, stamp as stamp_of,
 };
-use super::{Guest, Memory, WorkloadError, exit_code};
+use super::{Fill, Guest, Memory, WorkloadError, exit_code, fill};
 
 /// Fields of the control page, set by the host before the start.
 const STEPS: u64 = control::OWN;
@@ -29,16 +32,23 @@ const CATCH_UP_CYCLES: u64 = control::OWN + 24;
 /// What a vCPU missed longer ago than this, because the host did not run it, it does not make up for.
 const CATCH_UP_MS: u64 = 20;
 
+/// The quadword at the start of each page of the working set.
+const STAMP_BYTES: usize = 8;
+
 /// Puts all pages into their first generation.
-pub(super) fn stamp(guest: &Guest, memory: &Memory, machine: &Machine) -> Result<(), WorkloadError> {
+pub(super) fn fill_and_stamp(guest: &Guest, memory: &Memory, machine: &Machine) -> Result<(), WorkloadError> {
     let plan = Plan::new(guest, machine)?;
+    if plan.fill != Fill::None {
+        fill::fill(plan.fill, memory, &plan.working_set)?;
+        fill::fill(plan.fill, memory, &plan.rest)?;
+    }
     for page in plan.shares.iter().flat_map(|share| share.batches.iter().flatten()) {
         write(memory, page * PAGE_BYTES, &stamp_of(*page, 0).to_le_bytes())?;
     }
     Ok(())
 }
 
-/// Checks every stamp; the number of pages.
+/// Checks every stamp, and all that was filled; the number of pages.
 pub(super) fn verify(guest: &Guest, memory: &Memory, machine: &Machine) -> Result<u64, WorkloadError> {
     let plan = Plan::new(guest, machine)?;
     let mut checked = 0;
@@ -74,6 +84,10 @@ pub(super) fn verify(guest: &Guest, memory: &Memory, machine: &Machine) -> Resul
             checked += batch.len() as u64;
         }
     }
+    if plan.fill != Fill::None {
+        fill::verify(plan.fill, memory, &plan.working_set, STAMP_BYTES)?;
+        checked += fill::verify(plan.fill, memory, &plan.rest, 0)?;
+    }
     Ok(checked)
 }
 
@@ -104,16 +118,20 @@ pub(super) fn program(
     Ok((code, vec![constant("the dirtier's schedule", plan.tables_at, tables)]))
 }
 
-/// Where everything is: tables from the first free page on, then the working set, which may go around holes.
+/// Where everything is: tables from the first free page on, then the working set, which may go around holes, then
+/// what nobody writes.
 struct Plan {
     tables_at: u64,
+    working_set: Vec<Range<u64>>,
+    rest: Vec<Range<u64>>,
     shares: Vec<Share>,
     rate: u64,
+    fill: Fill,
 }
 
 impl Plan {
     fn new(guest: &Guest, machine: &Machine) -> Result<Self, WorkloadError> {
-        let &Guest::Dirtier { rate_bytes_per_second, working_set_bytes, pattern } = guest else {
+        let &Guest::Dirtier { rate_bytes_per_second, working_set_bytes, pattern, fill } = guest else {
             unreachable!("only a dirtier has a plan")
         };
         let count = working_set_bytes / PAGE_BYTES;
@@ -138,16 +156,28 @@ impl Plan {
         if !fits_in_front || table_pages + count > free {
             return Err(machine.too_small(guest, working_set_bytes.saturating_add(table_pages * PAGE_BYTES)));
         }
-        let pages: Vec<u64> = machine
-            .free_pages
-            .iter()
-            .flat_map(|range| range.clone())
-            .skip(table_pages as usize)
-            .take(count as usize)
-            .collect();
+        let working_set = part(&machine.free_pages, table_pages, count);
+        let rest = part(&machine.free_pages, table_pages + count, free);
+        let pages: Vec<u64> = working_set.iter().cloned().flatten().collect();
         let tables_at = machine.free_pages[0].start * PAGE_BYTES;
-        Ok(Self { tables_at, shares: shares(&pages), rate: rate_bytes_per_second })
+        let shares = shares(&pages);
+        Ok(Self { tables_at, working_set, rest, shares, rate: rate_bytes_per_second, fill })
     }
+}
+
+/// Of the pages in `ranges`, those behind the first `skipped`, and at most `count` of them.
+fn part(ranges: &[Range<u64>], mut skipped: u64, mut count: u64) -> Vec<Range<u64>> {
+    let mut part = Vec::new();
+    for range in ranges {
+        let start = range.end.min(range.start + skipped);
+        let end = range.end.min(start + count);
+        skipped -= start - range.start;
+        count -= end - start;
+        if start < end {
+            part.push(start..end);
+        }
+    }
+    part
 }
 
 /// The loop over steps: some 25 instructions for a batch and three for a page. A host that interprets ring 0
@@ -264,4 +294,23 @@ fn assemble() -> Result<Code, IcedError> {
         p.export(slot);
     }
     p.assemble(CODE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_ranges_go_round_holes_and_leave_nothing_out() {
+        let ranges = [10..13, 20..21, 30..34];
+        let all: Vec<u64> = ranges.iter().cloned().flatten().collect();
+        for skipped in 0..10 {
+            for count in 0..10 {
+                let found: Vec<u64> = part(&ranges, skipped, count).into_iter().flatten().collect();
+                let expected: Vec<u64> =
+                    all.iter().copied().skip(skipped as usize).take(count as usize).collect();
+                assert_eq!(found, expected, "{skipped} {count}");
+            }
+        }
+    }
 }

@@ -99,7 +99,7 @@ pub(super) fn load(guest: &Guest, memory: &Memory, vcpus: u8, tsc_khz: u32) -> R
     match guest {
         Guest::Idle { fill: Fill::None } | Guest::State | Guest::Clock => {}
         Guest::Idle { fill } => fill::fill(*fill, memory, &machine.free_pages)?,
-        Guest::Dirtier { .. } => dirtier::stamp(guest, memory, &machine)?,
+        Guest::Dirtier { .. } => dirtier::fill_and_stamp(guest, memory, &machine)?,
     }
     Ok(Entry { vcpus: (0..vcpus).map(|vcpu| vcpu_entry(vcpu, code.start)).collect() })
 }
@@ -116,7 +116,7 @@ pub(super) fn verify(guest: &Guest, memory: &Memory) -> Result<Verified, Workloa
     let pages_written = pages_written(guest, memory)?;
     pages_checked += match guest {
         Guest::Idle { fill: Fill::None } | Guest::State | Guest::Clock => 0,
-        Guest::Idle { fill } => fill::verify(*fill, memory, &machine.free_pages)?,
+        Guest::Idle { fill } => fill::verify(*fill, memory, &machine.free_pages, 0)?,
         Guest::Dirtier { .. } => dirtier::verify(guest, memory, &machine)?,
     };
     Ok(Verified { pages_checked, pages_written })

@@ -58,7 +58,7 @@ pub mod exit_code {
 /// The memory of a guest, with the writes of the VMM tracked.
 pub type Memory = GuestMemoryMmap<WrittenPages>;
 
-/// What lies in the memory of an idle guest.
+/// What lies in a guest's memory before it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Fill {
     /// What the host maps: zeros.
@@ -100,6 +100,8 @@ pub enum Guest {
         working_set_bytes: u64,
         /// In which order.
         pattern: Pattern,
+        /// What all its memory holds but for the stamps.
+        fill: Fill,
     },
     /// Puts known values in every register and device, and checks them for ever.
     State,
@@ -235,8 +237,8 @@ impl Guest {
     }
 
     /// Checks what the guest left in memory, as far as it can be known from outside. All vCPUs must be out of
-    /// KVM_RUN. The guest's static pages are compared always, all memory of an idle guest that was filled, and every page
-    /// of a dirtier's working set.
+    /// KVM_RUN. The guest's static pages are compared always, all memory that was filled, and every stamp of a dirtier's
+    /// working set.
     ///
     /// # Errors
     /// The first page that is wrong.

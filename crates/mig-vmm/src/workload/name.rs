@@ -9,7 +9,8 @@ use super::layout::PAGE_BYTES;
 use super::{Fill, Guest, Pattern};
 
 const KNOWN: &str = "idle[:fill=none|random|text|heap], \
-                     dirtier[:rate=SIZE,working-set=SIZE,pattern=sequential|random|hot], state, clock";
+                     dirtier[:rate=SIZE,working-set=SIZE,pattern=sequential|random|hot,\
+                     fill=none|random|text|heap], state, clock";
 const DEFAULT_RATE_BYTES_PER_SECOND: u64 = 100 << 20;
 const DEFAULT_WORKING_SET_BYTES: u64 = 256 << 20;
 
@@ -69,18 +70,26 @@ impl fmt::Display for Guest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle { fill: Fill::None } => f.write_str("idle"),
-            Self::Idle { fill: Fill::Random } => f.write_str("idle:fill=random"),
-            Self::Idle { fill: Fill::Text } => f.write_str("idle:fill=text"),
-            Self::Idle { fill: Fill::Heap } => f.write_str("idle:fill=heap"),
-            Self::Dirtier { rate_bytes_per_second, working_set_bytes, pattern } => write!(
-                f,
-                "dirtier:rate={},working-set={},pattern={pattern}",
-                Size(*rate_bytes_per_second),
-                Size(*working_set_bytes)
-            ),
+            Self::Idle { fill } => write!(f, "idle:fill={fill}"),
+            Self::Dirtier { rate_bytes_per_second, working_set_bytes, pattern, fill } => {
+                let (rate, working_set) = (Size(*rate_bytes_per_second), Size(*working_set_bytes));
+                write!(f, "dirtier:rate={rate},working-set={working_set},pattern={pattern}")?;
+                if *fill == Fill::None { Ok(()) } else { write!(f, ",fill={fill}") }
+            }
             Self::State => f.write_str("state"),
             Self::Clock => f.write_str("clock"),
         }
+    }
+}
+
+impl fmt::Display for Fill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Random => "random",
+            Self::Text => "text",
+            Self::Heap => "heap",
+        })
     }
 }
 
@@ -101,19 +110,12 @@ impl FromStr for Guest {
         let (name, parameters) = text.split_once(':').unwrap_or((text, ""));
         match name {
             "idle" => {
-                let [fill] = values("idle", ["fill"], parameters)?;
-                let fill = match fill {
-                    None | Some("none") => Fill::None,
-                    Some("random") => Fill::Random,
-                    Some("text") => Fill::Text,
-                    Some("heap") => Fill::Heap,
-                    Some(other) => return Err(value("fill", other, "none, random, text, heap")),
-                };
-                Ok(Self::Idle { fill })
+                let [filled] = values("idle", ["fill"], parameters)?;
+                Ok(Self::Idle { fill: fill(filled)? })
             }
             "dirtier" => {
-                let [rate, working_set, pattern] =
-                    values("dirtier", ["rate", "working-set", "pattern"], parameters)?;
+                let [rate, working_set, pattern, filled] =
+                    values("dirtier", ["rate", "working-set", "pattern", "fill"], parameters)?;
                 let pattern = match pattern {
                     None | Some("sequential") => Pattern::Sequential,
                     Some("random") => Pattern::Random,
@@ -132,6 +134,7 @@ impl FromStr for Guest {
                     rate_bytes_per_second: size("rate", rate, DEFAULT_RATE_BYTES_PER_SECOND)?,
                     working_set_bytes: working_set - working_set % PAGE_BYTES,
                     pattern,
+                    fill: fill(filled)?,
                 })
             }
             "state" => values("state", [], parameters).map(|[]| Self::State),
@@ -139,6 +142,16 @@ impl FromStr for Guest {
             other => Err(GuestNameError::Name { name: other.to_owned() }),
         }
     }
+}
+
+fn fill(text: Option<&str>) -> Result<Fill, GuestNameError> {
+    Ok(match text {
+        None | Some("none") => Fill::None,
+        Some("random") => Fill::Random,
+        Some("text") => Fill::Text,
+        Some("heap") => Fill::Heap,
+        Some(other) => return Err(value("fill", other, "none, random, text, heap")),
+    })
 }
 
 fn value(key: &'static str, value: &str, known: &'static str) -> GuestNameError {
@@ -209,6 +222,7 @@ mod tests {
             "dirtier:rate=100MiB,working-set=256MiB,pattern=sequential",
             "dirtier:rate=1234567,working-set=64KiB,pattern=random",
             "dirtier:rate=2GiB,working-set=3GiB,pattern=hot",
+            "dirtier:rate=1MiB,working-set=1MiB,pattern=random,fill=heap",
             "state",
             "clock",
         ] {
@@ -238,6 +252,7 @@ mod tests {
             ("clock:rate=1MiB", "the guest clock has no parameter \"rate\""),
             ("idle:fill=zero", "fill=zero is not one of none, random, text, heap"),
             ("dirtier:pattern=cold", "pattern=cold is not one of sequential, random, hot"),
+            ("dirtier:fill=zero", "fill=zero is not one of none, random, text, heap"),
             ("dirtier:rate", "\"rate\" is no key=value"),
             ("dirtier:rate=1MiB,rate=2MiB", "rate is given twice"),
             ("dirtier:rate=fast", "rate=fast is not a size"),

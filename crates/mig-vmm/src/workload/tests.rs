@@ -12,7 +12,14 @@ fn every_guest_beats_and_has_nothing_to_complain_about() {
     if !kvm_exists() {
         return;
     }
-    for name in ["idle", "idle:fill=random", "dirtier:working-set=8MiB", "state", "clock"] {
+    for name in [
+        "idle",
+        "idle:fill=random",
+        "dirtier:working-set=8MiB",
+        "dirtier:working-set=8MiB,fill=text",
+        "state",
+        "clock",
+    ] {
         for vcpus in [1, 3] {
             let machine = Machine::start(name, SMALL, vcpus);
             machine.run_for_beats(400);
@@ -142,12 +149,18 @@ fn a_changed_page_of_a_filled_guest_is_found_by_the_host() {
     if !kvm_exists() {
         return;
     }
-    for name in ["idle:fill=random", "idle:fill=text", "idle:fill=heap"] {
+    for name in [
+        "idle:fill=random",
+        "idle:fill=text",
+        "idle:fill=heap",
+        "dirtier:working-set=4MiB,pattern=random,fill=heap",
+        "dirtier:working-set=10MiB,fill=text", // behind the stamp of a page that is written
+    ] {
         let guest: Guest = name.parse().unwrap();
         let machine = Machine::start(name, SMALL, 1);
         machine.run_for_beats(10);
         let text = machine.paused(|_, memory| {
-            assert!(guest.verify(memory).unwrap().pages_checked > 3800);
+            assert!(guest.verify(memory).unwrap().pages_checked > 3790);
             image::write(memory, 0x70_1238, &[0x55; 8]).unwrap();
             guest.verify(memory).unwrap_err().to_string()
         });

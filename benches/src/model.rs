@@ -6,9 +6,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use mig::describe::{Region, Schema};
 use mig::{
-    Address, Bitmap, BoxError, Control, Description, DestinationVm, DirtyTracker, GuestRam, Incoming,
-    Listener, Outcome, ReceiveOptions, Received, Refusal, RestoreState, RunPermit, SaveState, Section,
-    SourceOptions, SourceVm, VmControl, migrate, receive,
+    Address, Bitmap, BoxError, Compress, Control, Description, DestinationVm, DirtyTracker, GuestRam,
+    Incoming, Listener, Outcome, ReceiveOptions, Received, Refusal, RestoreState, RunPermit, SaveState,
+    Section, SourceOptions, SourceVm, VmControl, migrate, receive,
 };
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -59,7 +59,7 @@ pub(crate) fn send(pages: u64, content: Content) -> Result<()> {
     }
     let Some(to) = child::hear::<String>(&mut BufReader::new(std::io::stdin()))? else { return Ok(()) };
     let to: Address = to.parse()?;
-    let options = SourceOptions { channels: Some(1), ..SourceOptions::default() };
+    let options = SourceOptions { channels: Some(1), compress: Compress::Off, ..SourceOptions::default() };
     // a thread of its own, so that what is counted is the engine's
     let engine = std::thread::spawn(move || match migrate(vm, &to, &options, &Control::new(), &()) {
         Outcome::Moved(_) => Ok(()),

@@ -9,7 +9,8 @@ use mig::observe::{Progress, Report};
 use mig::pacing::{Bandwidth, InPause};
 use mig::policy::{Decision, OnStall, Policy, StopReason};
 use mig::{
-    Address, Control, Listener, Observer, Outcome, ReceiveOptions, Received, SourceOptions, migrate, receive,
+    Address, Compress, Control, Listener, Observer, Outcome, ReceiveOptions, Received, SourceOptions,
+    migrate, receive,
 };
 use model::{Flaw, Host, Model};
 
@@ -58,9 +59,11 @@ fn moved(vm: Model, options: &SourceOptions, control: &Control) -> Report {
     }
 }
 
+/// Of pages as they are, so that their bytes are known.
 fn capped(cap: u64, in_pause: InPause, channels: u16) -> SourceOptions {
     let bandwidth = Bandwidth { cap_bytes_per_second: Some(cap), in_pause };
-    SourceOptions { bandwidth, channels: Some(channels), verify: true, ..SourceOptions::default() }
+    let (channels, compress) = (Some(channels), Compress::Off);
+    SourceOptions { bandwidth, channels, compress, verify: true, ..SourceOptions::default() }
 }
 
 #[test]
@@ -127,7 +130,7 @@ fn hopeless(on_stall: OnStall) -> SourceOptions {
         on_stall,
         ..Policy::default()
     };
-    SourceOptions { policy, verify: true, ..SourceOptions::default() }
+    SourceOptions { policy, compress: Compress::Off, verify: true, ..SourceOptions::default() }
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use mig::observe::{OutcomeKind, Progress, Verification};
 use mig::policy::{OnStall, Policy, StopReason};
 use mig::{
-    Address, Blame, Control, Listener, Observer, Outcome, ReceiveOptions, Received, Side, SourceOptions,
-    Step, Word, migrate, receive,
+    Address, Blame, Compress, Control, Listener, Observer, Outcome, ReceiveOptions, Received, Side,
+    SourceOptions, Step, Word, migrate, receive,
 };
 use model::{Flaw, Host, Model};
 
@@ -42,8 +42,9 @@ fn listener() -> Listener {
     Listener::bind(&Address::tcp("127.0.0.1", 0)).unwrap()
 }
 
+/// Of pages as they are, which are counted.
 fn verified() -> SourceOptions {
-    SourceOptions { verify: true, ..SourceOptions::default() }
+    SourceOptions { compress: Compress::Off, verify: true, ..SourceOptions::default() }
 }
 
 /// Moves `vm` to `host` over loopback.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use gate::{Flow, Gate, Kind};
 use mig::{
-    Blame, Control, Fault, Listener, Outcome, ReceiveOptions, Received, SourceOptions, Step, migrate, receive,
+    Blame, Compress, Control, Fault, Listener, Outcome, ReceiveOptions, Received, SourceOptions, Step,
+    migrate, receive,
 };
 use model::{Flaw, Host, Model};
 
@@ -30,7 +31,9 @@ fn through(
         let receiving =
             scope.spawn(move || receive(listener, &mut host, &ReceiveOptions::default(), hang_up, &()));
         let to = mig::Address::tcp("127.0.0.1", gate.port());
-        let outcome = migrate(vm, &to, &SourceOptions::default(), &Control::new(), &());
+        // pages as they are, so that they are as many bytes
+        let options = SourceOptions { compress: Compress::Off, ..SourceOptions::default() };
+        let outcome = migrate(vm, &to, &options, &Control::new(), &());
         let took = began.elapsed();
         // the wire heals, and what was said at last is heard
         gate.open();

@@ -16,12 +16,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mig_core::bitmap::PageRun;
+use mig_core::pacing::InPause;
 use mig_wire::hello::Capabilities;
 use mig_wire::pages::{Encoding, MAX_ZSTD_PAGES, Run};
 
 use self::deltas::Deltas;
 use self::packing::Packing;
-use self::worth::Link;
+use self::worth::{Link, Links};
 use super::cache::Slot;
 use super::decoder::pages_of;
 use super::{Compress, zero};
@@ -40,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) channels: usize,
     /// What this one may keep of pages that it sent.
     pub(crate) cache_bytes: usize,
+    /// What the link will be in the pause.
+    pub(crate) in_pause: InPause,
 }
 
 /// When pages are sent.
@@ -61,9 +64,11 @@ pub(crate) struct Encoder {
     /// Where the pages of a run are sent from.
     origins: Vec<Origin>,
     batch: Batch,
-    link: Link,
+    links: Links,
     /// When the batch was taken in.
     since: Instant,
+    /// What a page of the last batches took, in nanoseconds.
+    page_ns: f64,
 }
 
 /// Where a page is sent from.
@@ -93,29 +98,48 @@ enum Piece {
     Encoded(Range<usize>),
 }
 
+/// What a batch may take, about: nothing is sent meanwhile, and a cancel waits.
+const BATCH_TIME: Duration = Duration::from_millis(50);
+/// Fewer pages shrink too little together.
+const LEAST_PAGES: usize = 8;
+
 impl Encoder {
     pub(crate) fn new(pages: &Pages, settings: &Settings) -> Self {
+        let packing = Packing::new(settings);
+        // the first batch has as many pages as go together, until it is known what they take
+        let first_pages = packing.as_ref().map_or(f64::INFINITY, |_| MAX_ZSTD_PAGES as f64);
         Self {
             untouched: Untouched::new(pages),
             found: Vec::new(),
             deltas: Deltas::new(settings),
-            packing: Packing::new(settings),
+            packing,
             origins: Vec::new(),
             batch: Batch::default(),
-            link: Link::default(),
+            links: Links::new(settings.in_pause, settings.channels),
             since: Instant::now(),
+            page_ns: BATCH_TIME.as_nanos() as f64 / first_pages,
         }
+    }
+
+    /// How many pages a batch should have at most: zstd's highest levels take milliseconds for each, where channels
+    /// share cores tens of them.
+    pub(crate) fn pages_at_once(&self) -> usize {
+        ((BATCH_TIME.as_nanos() as f64 / self.page_ns.max(1.0)) as usize).max(LEAST_PAGES)
     }
 
     /// Takes a batch in, in place of the one before.
     pub(crate) fn encode(&mut self, pages: &Pages, moment: Moment, runs: &[PageRun]) {
+        let began = Instant::now();
         self.found.clear();
         for run in runs {
             zero::classify(pages, *run, &mut self.untouched, &mut self.found);
         }
         self.batch.clear();
-        let passed = std::mem::replace(&mut self.since, Instant::now()).elapsed();
-        self.allow_for(passed);
+        let passed = std::mem::replace(&mut self.since, began).elapsed();
+        self.allow_for(passed, self.links.at(moment));
+        if let Some(deltas) = &mut self.deltas {
+            deltas.fit(moment, self.links.at(moment));
+        }
         let found = std::mem::take(&mut self.found);
         for run in &found {
             match run.encoding {
@@ -129,15 +153,18 @@ impl Encoder {
             }
         }
         self.found = found;
+        let pages = runs.iter().map(|run| run.count).sum::<u64>().max(1) as f64;
+        let newer = (pages / 64.0).min(1.0);
+        self.page_ns += (began.elapsed().as_nanos() as f64 / pages - self.page_ns) * newer;
     }
 
     /// Time has passed, in which something may be tried.
-    fn allow_for(&mut self, passed: Duration) {
+    fn allow_for(&mut self, passed: Duration, link: Link) {
         if let Some(deltas) = &mut self.deltas {
-            deltas.allow_for(passed, self.link);
+            deltas.allow_for(passed, link);
         }
         if let Some(packing) = &mut self.packing {
-            packing.allow_for(passed, self.link);
+            packing.allow_for(passed, link);
         }
     }
 
@@ -155,19 +182,20 @@ impl Encoder {
         })
     }
 
-    /// So many bytes of a batch were written, which took so long.
-    pub(crate) fn written(&mut self, bytes: usize, took: Duration) {
-        self.link.written(bytes, took);
+    /// So many bytes of a batch were written, which took so long; of that they were held to the cap for so long.
+    pub(crate) fn written(&mut self, bytes: usize, took: Duration, held: Duration) {
+        self.links.written(bytes, took, held);
     }
 
     /// A run of pages that are not zeros: those that are sent as what changed, and what lies between them.
     fn content(&mut self, pages: &Pages, moment: Moment, run: PageRun) {
-        let Self { deltas, packing, origins, batch, link, .. } = self;
+        let Self { deltas, packing, origins, batch, links, .. } = self;
+        let link = links.at(moment);
         let first_of_run = batch.table.len();
         origins.clear();
         match deltas {
             Some(deltas) if moment.round > 0 => {
-                deltas.choose(pages, moment, run, *link, &mut batch.encoded, origins);
+                deltas.choose(pages, moment, run, link, &mut batch.encoded, origins);
             }
             _ => origins.resize(run.count as usize, Origin::Guest),
         }
@@ -176,7 +204,7 @@ impl Encoder {
             let stretch = Stretch { pages, first, origins: part, deltas: deltas.as_ref() };
             match &part[0] {
                 Origin::Encoded(payload) => batch.delta(first, payload.clone()),
-                _ => batch.stretch(&stretch, moment, *link, packing.as_mut(), first_of_run),
+                _ => batch.stretch(&stretch, moment, link, packing.as_mut(), first_of_run),
             }
             first += part.len() as u64;
         }
@@ -213,12 +241,13 @@ impl Batch {
     ) {
         let mut left = *all;
         while !left.origins.is_empty() {
-            let together = packing.as_mut().map_or(0, |packing| packing.pages_together(left.first, moment));
+            let together =
+                packing.as_mut().map_or(0, |packing| packing.pages_together(left.first, moment, link));
             let piece = left.split_off(if together == 0 { MAX_ZSTD_PAGES } else { together });
             let packed = packing
                 .as_mut()
                 .filter(|_| together > 0)
-                .and_then(|packing| packing.pack(&piece, link, &mut self.encoded));
+                .and_then(|packing| packing.pack(&piece, moment, link, &mut self.encoded));
             match packed {
                 Some(payload) => {
                     let (count, bytes) = (piece.origins.len() as u32, payload.len() as u32);

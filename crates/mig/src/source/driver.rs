@@ -464,6 +464,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             understood: self.machine().page_encodings(),
             channels,
             cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX) / channels,
+            in_pause: self.bandwidth.in_pause,
         };
         let (pages, spent, note) = (self.pages.clone(), self.spent.0.clone(), self.note.clone());
         let pacer = self.pacer;

@@ -1,6 +1,6 @@
 //! A page channel's sending thread: batches in, frames out.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use mig_core::bitmap::PageRun;
@@ -44,6 +44,8 @@ pub(super) struct Worker<'a> {
     counts: PageCounts,
     bytes: u64,
     encoder: Encoder,
+    /// The part of a batch that is sent together.
+    part: Vec<PageRun>,
     head: Vec<u8>,
     vectors: Vec<libc::iovec>,
 }
@@ -66,6 +68,7 @@ impl<'a> Worker<'a> {
             counts: PageCounts::default(),
             bytes: 0,
             encoder: Encoder::new(pages, settings),
+            part: Vec::new(),
             head: Vec::new(),
             vectors: Vec::new(),
         }
@@ -92,8 +95,22 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// As many pages at a time as are encoded soon.
     fn send(&mut self, moment: Moment, runs: &[PageRun]) -> std::io::Result<()> {
-        self.encoder.encode(self.pages, moment, runs);
+        let mut left = runs.iter().copied();
+        let mut rest = None;
+        loop {
+            self.part.clear();
+            rest = take(self.encoder.pages_at_once() as u64, rest, &mut left, &mut self.part);
+            if self.part.is_empty() {
+                return Ok(());
+            }
+            self.send_part(moment)?;
+        }
+    }
+
+    fn send_part(&mut self, moment: Moment) -> std::io::Result<()> {
+        self.encoder.encode(self.pages, moment, &self.part);
         let table = self.encoder.table();
         self.counts += encoding::counts(table);
         let payload: usize = table.iter().map(Run::payload_bytes).sum();
@@ -103,15 +120,15 @@ impl<'a> Worker<'a> {
         self.head.extend_from_slice(&header.encode());
         pages::encode_table(self.encoder.table(), &mut self.head);
         self.bytes += (HEADER_BYTES + length) as u64;
-        let began = Instant::now();
-        self.stream.write_pages(
-            &self.head,
-            self.pages,
-            self.encoder.payload(),
-            &mut self.vectors,
-            self.pacer,
-        )?;
-        self.encoder.written(HEADER_BYTES + length, began.elapsed());
+        let (began, mut held) = (Instant::now(), Duration::ZERO);
+        let payload = self.encoder.payload();
+        self.stream.write_pages(&self.head, self.pages, payload, &mut self.vectors, |wanted| {
+            let asked = Instant::now();
+            let granted = self.pacer.wait(wanted);
+            held += asked.elapsed();
+            granted
+        })?;
+        self.encoder.written(HEADER_BYTES + length, began.elapsed(), held);
         Ok(())
     }
 
@@ -140,6 +157,58 @@ impl<'a> Worker<'a> {
             sequence,
             session: self.session,
             body_crc: 0,
+        }
+    }
+}
+
+/// Takes up to `pages` pages: of `rest` first, then of `left`. What is over of a run comes back.
+fn take(
+    mut pages: u64,
+    rest: Option<PageRun>,
+    left: &mut impl Iterator<Item = PageRun>,
+    into: &mut Vec<PageRun>,
+) -> Option<PageRun> {
+    let mut next = rest.or_else(|| left.next());
+    while let Some(run) = next {
+        let count = run.count.min(pages);
+        into.push(PageRun { count, ..run });
+        pages -= count;
+        if pages == 0 {
+            let over = PageRun { first: run.first + count, count: run.count - count };
+            return (over.count > 0).then_some(over);
+        }
+        next = left.next();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_batch_is_taken_in_parts_of_the_size_asked_for_and_whole_in_the_end(
+            counts in proptest::collection::vec(1..40u64, 0..30), sizes in proptest::collection::vec(1..90u64, 1..9)
+        ) {
+            let runs: Vec<PageRun> =
+                counts.iter().enumerate().map(|(at, count)| PageRun { first: at as u64 * 100, count: *count }).collect();
+            let pages = |runs: &[PageRun]| runs.iter().flat_map(|r| r.first..r.first + r.count).collect::<Vec<_>>();
+            let (mut left, mut rest, mut taken) = (runs.iter().copied(), None, Vec::new());
+            for size in sizes.iter().cycle() {
+                let mut part = Vec::new();
+                rest = take(*size, rest, &mut left, &mut part);
+                let part = pages(&part);
+                let over = counts.iter().sum::<u64>() - taken.len() as u64;
+                prop_assert_eq!(part.len() as u64, over.min(*size));
+                if part.is_empty() {
+                    break;
+                }
+                taken.extend(part);
+            }
+            prop_assert_eq!(taken, pages(&runs));
         }
     }
 }

@@ -14,7 +14,6 @@ use nix::sys::socket::{self, MsgFlags, sockopt};
 
 use super::{Address, vectored};
 use crate::memory::Pages;
-use crate::pace::Pacer;
 
 /// How long one attempt to connect may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -174,14 +173,15 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes `head`, then the parts, pages straight from guest memory, as fast as `pacer` allows.
+    /// Writes `head`, then the parts, pages straight from guest memory. Before each write `pace` is told how many bytes it
+    /// would take, and says how many it may.
     pub(crate) fn write_pages<'a>(
         &self,
         head: &'a [u8],
         pages: &Pages,
         parts: impl Iterator<Item = Part<'a>>,
         vectors: &mut Vec<libc::iovec>,
-        pacer: &Pacer,
+        pace: impl FnMut(usize) -> usize,
     ) -> io::Result<()> {
         vectors.clear();
         let parts = std::iter::once(Part::Bytes(head)).chain(parts);
@@ -194,9 +194,7 @@ impl Stream {
         #[allow(unsafe_code)]
         // SAFETY: the bytes are borrowed (`'a`) and `pages` keeps its mappings for the whole call.
         unsafe {
-            vectored::write_all(self.socket.as_fd(), vectors, &self.traffic.written, |wanted| {
-                pacer.wait(wanted)
-            })
+            vectored::write_all(self.socket.as_fd(), vectors, &self.traffic.written, pace)
         }
     }
 

@@ -19,23 +19,55 @@ pub(super) struct Deltas {
     reluctance: Reluctance,
     budget: Budget,
     copy: Box<Page>,
+    /// What the cache may have where it is found to pay, and among how many channels its chunks are shared.
+    full: (usize, usize),
+    is_full: bool,
+    /// The round that is on its way.
+    round: u32,
+    /// Whether any page was met again, so that it is known how what changed pays.
+    has_met: bool,
 }
+
+/// What the cache has while it is not known to pay, on a link on which that is not to be expected.
+const TRIED_BYTES: usize = 64 * PAGE;
 
 impl Deltas {
     /// None where they are not wanted, or not understood.
     pub(super) fn new(settings: &Settings) -> Option<Self> {
-        let Settings { compress, understood, channels, cache_bytes } = *settings;
+        let Settings { compress, understood, channels, cache_bytes, .. } = *settings;
         let budget = match compress {
             Compress::Delta => Budget::Unbounded,
             Compress::Auto => Budget::earned(),
             Compress::Off | Compress::Zstd(_) => return None,
         };
+        let is_full = matches!(budget, Budget::Unbounded);
+        let bytes = if is_full { cache_bytes } else { TRIED_BYTES.min(cache_bytes) };
         understood.contains(Capabilities::DELTA).then(|| Self {
-            cache: Cache::new(cache_bytes, channels),
+            cache: Cache::new(bytes, channels),
             reluctance: Reluctance::new(channels),
             budget,
             copy: Box::new([0; PAGE]),
+            full: (cache_bytes, channels),
+            is_full,
+            round: 0,
+            has_met: false,
         })
+    }
+
+    /// Between batches: gives the cache all that it may have once that is found to pay, or before that on a link so slow
+    /// that it may well; takes it away where by the start of a round it is found not to pay. In the pause all stays.
+    pub(super) fn fit(&mut self, moment: Moment, link: Link) {
+        let starts = std::mem::replace(&mut self.round, moment.round) != moment.round;
+        if moment.is_last {
+            return;
+        }
+        let (pays, hopeful) = (self.budget.pays(link), !self.has_met && link.slowness() > 1.0);
+        let (bytes, channels) = self.full;
+        if !self.is_full && (pays || hopeful) {
+            (self.cache, self.is_full) = (Cache::new(bytes, channels), true);
+        } else if self.is_full && starts && !pays && !hopeful {
+            (self.cache, self.is_full) = (Cache::new(TRIED_BYTES.min(bytes), channels), false);
+        }
     }
 
     /// Time has passed, in which something may be tried.
@@ -55,7 +87,7 @@ impl Deltas {
         encoded: &mut Vec<u8>,
         origins: &mut Vec<Origin>,
     ) {
-        let mut room = if moment.is_last { 0 } else { self.budget.affords() };
+        let mut room = if moment.is_last { 0 } else { self.budget.affords(link) };
         if room == 0 && !self.cache.holds_near(run.first) {
             origins.resize(run.count as usize, Origin::Guest);
             return;
@@ -73,7 +105,7 @@ impl Deltas {
         if copied > 0 {
             let changed = origins.iter().filter(|origin| origin.is_encoded()).count();
             let saved = (changed * PAGE).saturating_sub(encoded.len() - start);
-            self.budget.settle(copied, began.elapsed(), link.ns(saved));
+            self.budget.settle(copied, began.elapsed(), saved, link);
         }
     }
 
@@ -87,6 +119,7 @@ impl Deltas {
     ) -> Origin {
         let run = PageRun { first: page, count: 1 };
         if let Some(slot) = self.cache.find(page) {
+            self.has_met = true;
             // once: the guest may write between two looks at its memory
             pages.copy(run, &mut self.copy[..]);
             let start = encoded.len();
@@ -108,6 +141,11 @@ impl Deltas {
         if self.cache.holds_near(run.first) {
             (run.first..run.first + run.count).for_each(|page| self.cache.forget(page));
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// What was kept of a page, and is what is sent of it.

@@ -1,4 +1,7 @@
-//! The compression level that pays best, found by trying its neighbours now and then on the same pages.
+//! The compression level that pays best, found by trying its neighbours now and then on the same pages; what each takes
+//! and saves is kept, for a link that is suddenly another.
+
+use super::worth::{Cost, Link};
 
 /// The levels there are to choose from, the cheapest first: that pays if any does, and pays for the comparisons.
 const LEVELS: [i32; 4] = [-5, 1, 3, 6];
@@ -18,12 +21,29 @@ pub(super) struct Ladder {
     comparisons: u32,
     /// What the neighbour gained over the level, in nanoseconds.
     lead_ns: f64,
+    /// What the levels are known to take and save.
+    costs: [Cost; LEVELS.len()],
 }
 
 impl Ladder {
     /// The level to use.
     pub(super) fn level(&self) -> i32 {
         LEVELS[self.at]
+    }
+
+    /// The level that pays most on a link as far as is known, if any does.
+    pub(super) fn best(&self, link: Link) -> Option<i32> {
+        let nets =
+            self.costs.iter().zip(LEVELS).filter_map(|(cost, level)| Some((cost.net_ns(link)?, level)));
+        let paying = nets.filter(|(net_ns, _)| *net_ns > 0.0);
+        paying.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, level)| level)
+    }
+
+    /// So many pages took so long at a level, and became so many bytes fewer.
+    pub(super) fn settle(&mut self, level: i32, pages: usize, took_ns: f64, saved_bytes: usize) {
+        for (cost, _) in self.costs.iter_mut().zip(LEVELS).filter(|(_, of)| *of == level) {
+            cost.settle(pages, took_ns, saved_bytes);
+        }
     }
 
     /// The level to compare with on a stretch of so many pages, if it is time for that.
@@ -62,6 +82,8 @@ impl Ladder {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Where a thousand comparisons lead, if each level nets so much.
@@ -90,5 +112,21 @@ mod tests {
         let mut ladder = Ladder::default();
         assert_eq!((0..320).filter(|_| ladder.rival(32).is_some()).count(), 20);
         assert_eq!((0..320).filter(|_| ladder.rival(3).is_some()).count(), 0);
+    }
+
+    #[test]
+    fn the_best_level_follows_the_link_without_a_try_and_is_none_where_none_pays() {
+        let mut ladder = Ladder::default();
+        let link = |ns_per_byte: u64| {
+            let mut link = Link::default();
+            (0..500).for_each(|_| link.written(1 << 20, Duration::from_nanos(ns_per_byte << 20)));
+            link
+        };
+        assert_eq!(ladder.best(link(32)), None, "nothing is known");
+        for (level, took_us, saved_bytes) in [(-5, 64, 60_000), (1, 320, 80_000), (6, 1300, 100_000)] {
+            ladder.settle(level, 32, f64::from(took_us) * 1e3, saved_bytes);
+        }
+        let best = [1, 2, 16, 64].map(|ns_per_byte| ladder.best(link(ns_per_byte)));
+        assert_eq!(best, [None, Some(-5), Some(1), Some(6)]);
     }
 }

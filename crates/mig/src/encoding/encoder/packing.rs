@@ -7,7 +7,7 @@ use mig_wire::hello::Capabilities;
 use mig_wire::pages::MAX_ZSTD_PAGES;
 
 use super::ladder::Ladder;
-use super::worth::{Budget, Link};
+use super::worth::{Budget, Link, with_decoding_ns};
 use super::{Moment, Settings, Stretch};
 use crate::encoding::Compress;
 use crate::encoding::reluctance::Reluctance;
@@ -50,12 +50,20 @@ impl Packing {
     }
 
     /// How many pages to compress together now, from `page` on: as many as may be where it pays, a few where that is
-    /// to be found out, or none, and in the pause only what pays.
-    pub(super) fn pages_together(&mut self, page: u64, moment: Moment) -> usize {
-        let pages = if self.budget.pays() { MAX_ZSTD_PAGES } else { PROBED_PAGES };
-        if moment.is_last && !self.budget.pays() || self.budget.affords() < pages {
-            return 0;
-        }
+    /// to be found out, or none. In the pause nothing is found out: what was before is applied to the link as it is then.
+    pub(super) fn pages_together(&mut self, page: u64, moment: Moment, link: Link) -> usize {
+        let pages = match &self.ladder {
+            Some(ladder) if moment.is_last => match ladder.best(link) {
+                Some(level) => {
+                    self.level = level;
+                    MAX_ZSTD_PAGES
+                }
+                None => return 0,
+            },
+            _ if self.budget.pays(link) => MAX_ZSTD_PAGES,
+            _ if self.budget.affords(link) < PROBED_PAGES => return 0,
+            _ => PROBED_PAGES,
+        };
         if self.reluctance.tries(page) { pages } else { 0 }
     }
 
@@ -63,6 +71,7 @@ impl Packing {
     pub(super) fn pack(
         &mut self,
         stretch: &Stretch<'_>,
+        moment: Moment,
         link: Link,
         encoded: &mut Vec<u8>,
     ) -> Option<Range<usize>> {
@@ -71,9 +80,11 @@ impl Packing {
         let start = encoded.len();
         let bytes = self.append(self.level, raw_bytes, encoded);
         let took = began.elapsed();
-        self.budget.settle(raw_bytes / PAGE, took, link.ns(saved(raw_bytes, bytes)));
+        self.settle(self.level, raw_bytes, took, bytes);
+        self.budget.settle(raw_bytes / PAGE, took, saved(raw_bytes, bytes), link);
         self.reluctance.tried(stretch.first, bytes.is_some());
-        let rival = self.ladder.as_mut().and_then(|ladder| ladder.rival(raw_bytes / PAGE));
+        let ladder = self.ladder.as_mut().filter(|_| !moment.is_last);
+        let rival = ladder.and_then(|ladder| ladder.rival(raw_bytes / PAGE));
         let Some((rival, bytes)) = rival.zip(bytes) else { return bytes.map(|bytes| start..start + bytes) };
         Some(self.compare(rival, raw_bytes, (bytes, took), link, encoded, start))
     }
@@ -100,11 +111,20 @@ impl Packing {
         let net = |bytes, took: Duration| link.ns(saved(raw_bytes, bytes)) - took.as_nanos() as f64;
         let lead = net(rival_bytes, rival_took) - net(Some(bytes), took);
         self.budget.spend(rival_took);
+        self.settle(rival, raw_bytes, rival_took, rival_bytes);
         if let Some(ladder) = &mut self.ladder {
             ladder.judge(lead);
             self.level = ladder.level();
         }
         start..encoded.len()
+    }
+
+    /// What a level took and saved is known.
+    fn settle(&mut self, level: i32, raw_bytes: usize, took: Duration, bytes: Option<usize>) {
+        let (pages, saved_bytes) = (raw_bytes / PAGE, saved(raw_bytes, bytes));
+        if let Some(ladder) = &mut self.ladder {
+            ladder.settle(level, pages, with_decoding_ns(took), saved_bytes);
+        }
     }
 
     /// Appends the copied pages, compressed at `level`, if they shrink enough.

@@ -39,6 +39,8 @@ struct Pair {
     /// Pages that the destination holds with content.
     filled: BTreeSet<u64>,
     counts: mig_core::progress::PageCounts,
+    /// What a MiB takes, because of the cap.
+    link: Duration,
 }
 
 impl Pair {
@@ -47,10 +49,15 @@ impl Pair {
     }
 
     fn with(compress: &str, cache_pages: usize, understood: Capabilities) -> Self {
+        Self::paused(compress, cache_pages, understood, InPause::Capped)
+    }
+
+    fn paused(compress: &str, cache_pages: usize, understood: Capabilities, in_pause: InPause) -> Self {
         let (guest, source) = two_regions(FIRST as usize, SECOND as usize);
         let (keep, destination) = two_regions(FIRST as usize, SECOND as usize);
         let compress = compress.parse().unwrap();
-        let settings = Settings { compress, understood, channels: 1, cache_bytes: cache_pages * PAGE };
+        let settings =
+            Settings { compress, understood, channels: 1, cache_bytes: cache_pages * PAGE, in_pause };
         let dirty = (0..FIRST).chain(SECOND_PAGE..SECOND_PAGE + SECOND).collect();
         let encoder = Encoder::new(&source, &settings);
         Self {
@@ -63,6 +70,8 @@ impl Pair {
             decoder: Decoder::default(),
             filled: BTreeSet::new(),
             counts: Default::default(),
+            // so low a cap that what saves bytes pays
+            link: Duration::from_millis(200),
         }
     }
 
@@ -80,7 +89,7 @@ impl Pair {
         for batch in dirty.chunks(150) {
             let same_run = |a: &u64, b: &u64| a + 1 == *b && !b.is_multiple_of(CHUNK_PAGES);
             let runs = batch.chunk_by(same_run).map(|run| PageRun { first: run[0], count: run.len() as u64 });
-            self.encoder.allow_for(Duration::from_secs(1));
+            self.encoder.allow_for(Duration::from_secs(1), self.encoder.links.at(moment));
             self.encoder.encode(&self.source, moment, &runs.collect::<Vec<_>>());
             writes.by_ref().take(2).for_each(|write| self.write(write));
             self.deliver(writes);
@@ -128,8 +137,7 @@ impl Pair {
             }
         }
         assert!(left.is_empty(), "every payload has a run");
-        // a link so slow that what saves bytes pays
-        (0..20).for_each(|_| self.encoder.written(1 << 20, Duration::from_millis(200)));
+        (0..20).for_each(|_| self.encoder.written(1 << 20, self.link, self.link));
     }
 
     fn assert_same(&self) {
@@ -236,6 +244,68 @@ fn a_destination_that_does_not_understand_an_encoding_gets_none_of_it() {
         assert_eq!(used("auto"), [zstd, delta], "{understood:?}");
         assert_eq!([used("zstd")[0], used("delta")[1]], [zstd, delta], "{understood:?}");
     }
+}
+
+#[test]
+fn in_the_pause_pages_are_compressed_if_that_pays_on_the_link_as_it_is_then() {
+    let compressed = |in_pause, compress| {
+        let mut pair = Pair::paused(compress, 0, Capabilities::ZSTD, in_pause);
+        let fill = |pair: &mut Pair, value| {
+            (0..FIRST).for_each(|page| pair.write(Write { page, at: 0, bytes: PAGE, value }));
+        };
+        for round in 0..5 {
+            fill(&mut pair, round as u8 + 1);
+            pair.round(moment(round), &mut std::iter::empty());
+        }
+        let before = pair.counts.zstd;
+        assert!(before > FIRST, "it pays in the rounds");
+        fill(&mut pair, 99);
+        pair.round(Moment { round: 5, is_last: true }, &mut std::iter::empty());
+        pair.assert_same();
+        pair.counts.zstd - before
+    };
+    assert_eq!(compressed(InPause::Capped, "auto"), FIRST);
+    assert_eq!(compressed(InPause::Known(5 << 20), "auto"), FIRST);
+    assert_eq!(compressed(InPause::Known(1 << 50), "auto"), 0);
+    assert_eq!(compressed(InPause::Lifted, "auto"), 0, "nothing but the cap made writes wait");
+    assert_eq!(compressed(InPause::Lifted, "zstd"), FIRST, "it is what was asked for");
+}
+
+#[test]
+fn the_cache_takes_memory_only_where_it_pays() {
+    let bytes_for_cache = |in_rounds: Duration, change: usize| {
+        let mut pair = Pair::new("auto", 1000);
+        for round in 0..30 {
+            for page in 0..FIRST {
+                let value = (page + u64::from(round)) as u8 + 1;
+                pair.write(Write { page, at: 0, bytes: change, value });
+            }
+            pair.link = in_rounds;
+            pair.round(moment(round), &mut std::iter::empty());
+        }
+        pair.assert_same();
+        (pair.encoder.deltas.as_ref().unwrap().is_full(), pair.counts.delta)
+    };
+    let [slow, fast] = [200, 0].map(Duration::from_millis);
+    let (full, deltas) = bytes_for_cache(slow, 9);
+    assert!(full && deltas > 20 * FIRST, "{deltas}");
+    assert_eq!(bytes_for_cache(slow, PAGE), (false, 0), "pages that change as a whole");
+    assert!(!bytes_for_cache(fast, 9).0, "a link that is faster than any encoding");
+}
+
+#[test]
+fn a_batch_is_so_small_that_encoding_it_takes_no_long_time() {
+    let pages = |compress| {
+        let mut pair = Pair::with(compress, 0, Capabilities::PAGE_ENCODINGS);
+        let first = pair.encoder.pages_at_once();
+        pair.encoder.page_ns = 20e6;
+        let slow = pair.encoder.pages_at_once();
+        pair.round(moment(0), &mut std::iter::empty());
+        assert!(pair.encoder.page_ns < 20e6, "it is measured");
+        (first, slow)
+    };
+    assert_eq!(pages("zstd:19"), (MAX_ZSTD_PAGES, LEAST_PAGES));
+    assert!(pages("off").0 > 1000);
 }
 
 #[test]

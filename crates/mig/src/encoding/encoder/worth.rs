@@ -6,6 +6,10 @@
 
 use std::time::Duration;
 
+use mig_core::pacing::InPause;
+
+use super::Moment;
+
 /// How long the link takes for a byte, as a channel's writes feel it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Link {
@@ -19,6 +23,8 @@ impl Link {
     /// So many bytes a faster one: more than sockets buffer, since a write that finds room there says nothing about the
     /// link. In small rounds, and where less is sent because it is encoded, most do.
     const FASTER_BYTES: f64 = (16 << 20) as f64;
+    /// Up to there, a channel's writes keep a core busy.
+    const BUSY_NS_PER_BYTE: f64 = 8.0;
 
     pub(super) fn written(&mut self, bytes: usize, took: Duration) {
         let bytes = bytes.max(1) as f64;
@@ -36,6 +42,78 @@ impl Link {
     pub(super) fn ns(self, bytes: usize) -> f64 {
         self.ns_per_byte * bytes as f64
     }
+
+    /// By how much it takes longer than a link on which a channel's writes keep a core busy; at least 1, at most 16.
+    pub(super) fn slowness(self) -> f64 {
+        (self.ns_per_byte / Self::BUSY_NS_PER_BYTE).clamp(1.0, 16.0)
+    }
+}
+
+/// The link as it is in the rounds, and as it is to be expected in the pause.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Links {
+    /// As writes feel it, held to the cap.
+    in_rounds: Link,
+    /// As they would without the cap.
+    uncapped: Link,
+    in_pause: InPause,
+    channels: usize,
+}
+
+impl Links {
+    pub(super) fn new(in_pause: InPause, channels: usize) -> Self {
+        Self { in_rounds: Link::default(), uncapped: Link::default(), in_pause, channels }
+    }
+
+    /// So many bytes were written, which took so long; of that the cap `held` them for so long.
+    pub(super) fn written(&mut self, bytes: usize, took: Duration, held: Duration) {
+        self.in_rounds.written(bytes, took);
+        self.uncapped.written(bytes, took.saturating_sub(held));
+    }
+
+    /// What to count with. A link that never made a write wait is only known to be faster than the cap, and is taken
+    /// for as fast as it looks: what the guest would have to wait for in the pause is then the encoding.
+    pub(super) fn at(&self, moment: Moment) -> Link {
+        match self.in_pause {
+            _ if !moment.is_last => self.in_rounds,
+            InPause::Capped => self.in_rounds,
+            InPause::Lifted => self.uncapped,
+            InPause::Known(bytes_per_second) => {
+                let part = self.channels as f64 / bytes_per_second.max(1) as f64;
+                Link { ns_per_byte: self.uncapped.ns_per_byte.max(part * 1e9) }
+            }
+        }
+    }
+}
+
+/// What an encoding takes and saves, of the newer pages more than of the older.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// What a page takes, in nanoseconds.
+    page_ns: f64,
+    /// What it saves, in bytes.
+    saved_bytes: f64,
+    /// Of how many that is known.
+    pages: f64,
+}
+
+impl Cost {
+    /// As many pages replace all that is known: several of the largest pieces, since one may wait for a core.
+    const KNOWN_PAGES: f64 = 128.0;
+
+    /// So many pages took so long, and became so many bytes fewer.
+    pub(super) fn settle(&mut self, pages: usize, took_ns: f64, saved_bytes: usize) {
+        let pages = pages.max(1) as f64;
+        self.pages = (self.pages + pages).min(Self::KNOWN_PAGES.max(pages));
+        let newer = pages / self.pages;
+        self.page_ns += (took_ns / pages - self.page_ns) * newer;
+        self.saved_bytes += (saved_bytes as f64 / pages - self.saved_bytes) * newer;
+    }
+
+    /// What a page earns on a link, or loses, in nanoseconds; none where nothing is known.
+    pub(super) fn net_ns(&self, link: Link) -> Option<f64> {
+        (self.pages > 0.0).then_some(self.saved_bytes * link.ns_per_byte - self.page_ns)
+    }
 }
 
 /// How much an encoding is used.
@@ -47,15 +125,11 @@ pub(super) enum Budget {
     Earned(Account),
 }
 
-/// Figures are in nanoseconds, and a page's of the newer pages more than of the older.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Account {
-    /// What may be spent on trying.
+    /// What may be spent on trying, in nanoseconds.
     allowed_ns: f64,
-    /// What a page takes.
-    page_ns: f64,
-    /// What a page earns, or loses.
-    net_ns: f64,
+    cost: Cost,
 }
 
 impl Budget {
@@ -63,33 +137,30 @@ impl Budget {
     const MOST_NS: f64 = 1e6;
     /// The part of all time that is allowed for trying. Channels share cores: of those it is several times as much.
     const ALLOWANCE: f64 = 1.0 / 512.0;
-    /// Up to there, a channel's writes keep a core busy.
-    const BUSY_NS_PER_BYTE: f64 = 8.0;
     /// What decoding takes of what encoding does: where both ends share the cores, the link feels it.
     const DECODING: f64 = 0.5;
     /// What a page takes is assumed to be that, before one was tried.
     const UNKNOWN_PAGE_NS: f64 = 20e3;
-    /// As many pages replace all that is known: several of the largest pieces, since one may wait for a core.
-    const KNOWN_PAGES: f64 = 128.0;
 
     /// A budget of what pays, of which nothing is known yet.
     pub(super) fn earned() -> Self {
-        Self::Earned(Account { allowed_ns: 0.0, page_ns: Self::UNKNOWN_PAGE_NS, net_ns: 0.0 })
+        let cost = Cost { page_ns: Self::UNKNOWN_PAGE_NS, ..Cost::default() };
+        Self::Earned(Account { allowed_ns: 0.0, cost })
     }
 
     /// Whether it pays, as far as that is known.
-    pub(super) fn pays(self) -> bool {
+    pub(super) fn pays(&self, link: Link) -> bool {
         match self {
             Self::Unbounded => true,
-            Self::Earned(account) => account.net_ns > 0.0,
+            Self::Earned(account) => account.cost.net_ns(link).is_some_and(|net| net > 0.0),
         }
     }
 
     /// How many pages may be encoded, as it pays or to see whether it does.
-    pub(super) fn affords(self) -> usize {
+    pub(super) fn affords(&self, link: Link) -> usize {
         match self {
-            Self::Earned(account) if !self.pays() => {
-                (account.allowed_ns / account.page_ns.max(1.0)).max(0.0) as usize
+            Self::Earned(account) if !self.pays(link) => {
+                (account.allowed_ns / account.cost.page_ns.max(1.0)).max(0.0) as usize
             }
             _ => usize::MAX,
         }
@@ -98,8 +169,7 @@ impl Budget {
     /// Time has passed. On a slow link a channel waits for most of it, so that trying takes nothing from the others.
     pub(super) fn allow_for(&mut self, passed: Duration, link: Link) {
         if let Self::Earned(account) = self {
-            let slowness = (link.ns_per_byte / Self::BUSY_NS_PER_BYTE).clamp(1.0, 16.0);
-            account.allow(passed.as_nanos() as f64 * Self::ALLOWANCE * slowness);
+            account.allow(passed.as_nanos() as f64 * Self::ALLOWANCE * link.slowness());
         }
     }
 
@@ -110,14 +180,12 @@ impl Budget {
         }
     }
 
-    /// So many pages took so long, and the link would have taken so long for what that saved.
-    pub(super) fn settle(&mut self, pages: usize, took: Duration, saved_ns: f64) {
-        let paid = self.pays();
+    /// So many pages took so long here, and became so many bytes fewer.
+    pub(super) fn settle(&mut self, pages: usize, took: Duration, saved_bytes: usize, link: Link) {
+        let paid = self.pays(link);
         let Self::Earned(account) = self else { return };
-        let (pages, took_ns) = (pages.max(1) as f64, took.as_nanos() as f64 * (1.0 + Self::DECODING));
-        let newer = (pages / Self::KNOWN_PAGES).min(1.0);
-        account.page_ns += (took_ns / pages - account.page_ns) * newer;
-        account.net_ns += ((saved_ns - took_ns) / pages - account.net_ns) * newer;
+        let took_ns = with_decoding_ns(took);
+        account.cost.settle(pages, took_ns, saved_bytes);
         if !paid {
             account.allow(-took_ns);
         }
@@ -130,6 +198,11 @@ impl Account {
     }
 }
 
+/// What took so long here, the other side's part included.
+pub(super) fn with_decoding_ns(took: Duration) -> f64 {
+    took.as_nanos() as f64 * (1.0 + Budget::DECODING)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,14 +210,14 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// How many of 10,000 tries, each of 4 pages and 100 us, are made in the 10 s that they would take, each saving so
-    /// much.
-    fn tried(saved_ns: f64, ns_per_byte: f64) -> usize {
-        let mut budget = Budget::earned();
+    /// many bytes.
+    fn tried(saved_bytes: usize, ns_per_byte: f64) -> usize {
+        let (mut budget, link) = (Budget::earned(), Link { ns_per_byte });
         let tries = (0..10_000).filter(|_| {
-            budget.allow_for(MS, Link { ns_per_byte });
-            let tries = budget.affords() >= 4;
+            budget.allow_for(MS, link);
+            let tries = budget.affords(link) >= 4;
             if tries {
-                budget.settle(4, MS / 10, saved_ns);
+                budget.settle(4, MS / 10, saved_bytes, link);
             }
             tries
         });
@@ -153,28 +226,29 @@ mod tests {
 
     #[test]
     fn what_does_not_pay_takes_a_fraction_of_a_hundredth_of_the_time_and_what_does_is_always_done() {
-        for saved_ns in [0.0, 100e3] {
-            let vain = tried(saved_ns, 1.0);
+        for saved_bytes in [0, 100_000] {
+            let vain = tried(saved_bytes, 1.0);
             assert!(
                 (110..140).contains(&vain),
                 "{vain} of 10,000, a tenth of the time and half of that at the peer"
             );
         }
-        assert!(tried(160e3, 1.0) > 9900);
-        assert!((900..1050).contains(&tried(0.0, 64.0)), "more on a slow link");
+        let paying = tried(160_000, 1.0);
+        assert!(paying > 9900, "{paying}");
+        assert!((900..1050).contains(&tried(0, 64.0)), "more on a slow link");
     }
 
     #[test]
     fn one_piece_that_waited_for_a_core_does_not_end_what_pays_and_several_do() {
-        let mut budget = Budget::earned();
-        let net = |budget: &mut Budget, took| budget.settle(32, took, 3e6);
+        let (mut budget, link) = (Budget::earned(), Link { ns_per_byte: 30.0 });
+        let net = |budget: &mut Budget, took| budget.settle(32, took, 100_000, link);
         (0..9).for_each(|_| net(&mut budget, MS));
-        assert!(budget.pays());
+        assert!(budget.pays(link));
         net(&mut budget, MS * 4);
-        assert!(budget.pays());
+        assert!(budget.pays(link));
         (0..4).for_each(|_| net(&mut budget, MS * 4));
-        assert!(!budget.pays());
-        assert_eq!(budget.affords(), 0, "until time has passed");
+        assert!(!budget.pays(link));
+        assert_eq!(budget.affords(link), 0, "until time has passed");
     }
 
     #[test]
@@ -200,7 +274,36 @@ mod tests {
     #[test]
     fn what_was_asked_for_has_no_bounds() {
         let mut budget = Budget::Unbounded;
-        budget.settle(1, MS * 1000, 0.0);
-        assert!(budget.pays() && budget.affords() > 1 << 20);
+        let link = Link::default();
+        budget.settle(1, MS * 1000, 0, link);
+        assert!(budget.pays(link) && budget.affords(link) > 1 << 20);
+    }
+
+    #[test]
+    fn what_pays_on_one_link_is_known_not_to_on_a_faster_one() {
+        let [slow, fast] = [16.0, 0.5].map(|ns_per_byte| Link { ns_per_byte });
+        let mut budget = Budget::earned();
+        (0..8).for_each(|_| budget.settle(32, MS / 2, 100_000, slow));
+        assert!(budget.pays(slow) && !budget.pays(fast));
+    }
+
+    #[test]
+    fn in_the_pause_the_link_is_what_it_will_be_then() {
+        let at = |in_pause, is_last| {
+            let mut links = Links::new(in_pause, 2);
+            // 1 Gbit/s, held by a cap, on a link of 10
+            for _ in 0..500 {
+                let took = Duration::from_micros(16_777);
+                links.written(2 << 20, took, took - Duration::from_micros(1678));
+            }
+            links.at(Moment { round: 3, is_last }).ns(1000)
+        };
+        for in_pause in [InPause::Lifted, InPause::Capped, InPause::Known(1 << 30)] {
+            assert!((7500.0..8100.0).contains(&at(in_pause, false)), "{in_pause:?}");
+        }
+        assert!((7500.0..8100.0).contains(&at(InPause::Capped, true)));
+        assert!((750.0..820.0).contains(&at(InPause::Lifted, true)));
+        assert!((3900.0..4100.0).contains(&at(InPause::Known(500_000_000), true)), "by two channels");
+        assert!((750.0..820.0).contains(&at(InPause::Known(1 << 40), true)), "measured to be slower");
     }
 }

@@ -66,7 +66,7 @@ pub struct Round {
     /// By how much the guest was slowed in it.
     #[serde(default)]
     pub throttle_percent: u8,
-    /// `continue`, `throttle`, `switch-over` or `abort`.
+    /// `continue`, `hold-back`, `throttle`, `switch-over` or `abort`.
     #[serde(default)]
     pub decision: String,
     /// Why, in words.

@@ -138,8 +138,11 @@ pub struct Round {
     pub sent_bytes: u64,
     /// How long it took.
     pub elapsed_ms: f64,
-    /// Pages dirtied meanwhile.
+    /// Pages that remain: dirtied meanwhile, or held back.
     pub dirtied_pages: u64,
+    /// Pages that it left out: hot ones, held back until the pause.
+    #[serde(default)]
+    pub held_pages: u64,
     /// The same in bytes.
     pub dirtied_bytes: u64,
     /// Pages dirtied a second.
@@ -151,7 +154,7 @@ pub struct Round {
     /// By how much the guest was slowed in it.
     #[serde(default)]
     pub throttle_percent: u8,
-    /// What comes next: `continue`, `throttle`, `switch-over` or `abort`.
+    /// What comes next: `continue`, `hold-back`, `throttle`, `switch-over` or `abort`.
     pub decision: String,
     /// Why, in words.
     #[serde(default)]
@@ -326,6 +329,7 @@ pub(crate) mod examples {
             sent_bytes: 128 << 20,
             elapsed: Duration::from_millis(400),
             dirtied_pages: 5120,
+            held_pages: 0,
             dirty_pages_per_second: 12_800,
             bytes_per_second: 320 << 20,
             predicted_downtime: Duration::from_micros(71_250),

@@ -141,7 +141,7 @@ impl Renderer {
         let next = match (round.decision.as_str(), &round.stop_reason) {
             ("switch-over", Some(reason)) => self.paint(Style::Green, &format!("switch over: {reason}")),
             ("abort", Some(reason)) => self.paint(Style::Red, &format!("give up: {reason}")),
-            ("throttle", _) => self.paint(Style::Yellow, &format!("on: {}", round.why)),
+            ("throttle" | "hold-back", _) => self.paint(Style::Yellow, &format!("on: {}", round.why)),
             _ => format!("on: {}", round.why),
         };
         text.push_str(&format!(

@@ -40,6 +40,11 @@ impl Bitmap {
         &self.words
     }
 
+    /// The words, to change; callers keep to the domain's pages.
+    pub(crate) fn words_mut(&mut self) -> std::slice::IterMut<'_, u64> {
+        self.words.iter_mut()
+    }
+
     /// Sets one page.
     ///
     /// # Panics

@@ -111,10 +111,16 @@ impl Estimate {
         }
     }
 
-    /// The downtime of a switchover after another round, with `dirty_pages` to send in that.
-    pub fn downtime_after_round(&self, dirty_pages: u64) -> Downtime {
-        let next = self.dirtied_within(self.sending(dirty_pages) + self.sync());
-        self.downtime(next.min(dirty_pages))
+    /// The downtime of a switchover after another round, with `dirty_pages` to send but for `held_pages` of them.
+    pub fn downtime_after_round(&self, dirty_pages: u64, held_pages: u64) -> Downtime {
+        let sent_pages = dirty_pages.saturating_sub(held_pages);
+        let next = self.dirtied_within(self.sending(sent_pages) + self.sync());
+        self.downtime(next.min(sent_pages) + held_pages)
+    }
+
+    /// The most pages that the pause can send in this time.
+    pub fn pages_within(&self, time: Duration) -> u64 {
+        ratio(self.pause_rate(), nanos(time), 1_000_000_000) / PAGE_BYTES
     }
 
     /// What a round of so many pages takes.
@@ -123,13 +129,17 @@ impl Estimate {
     }
 
     fn sending_in_pause(&self, pages: u64) -> Duration {
+        let bytes = pages.saturating_mul(PAGE_BYTES);
+        self.overhead() + Duration::from_nanos(ratio(bytes, 1_000_000_000, self.pause_rate()))
+    }
+
+    /// Bytes of pages that arrive in a second of the pause; at least 1.
+    fn pause_rate(&self) -> u64 {
         // what is known of the link are bytes on the wire, which stand for more where pages are encoded
         let known = self
             .pause_bytes_per_second
             .map(|rate| ratio(rate, self.raw_bytes.max(1), self.wire_bytes.max(1)));
-        let rate = known.unwrap_or_else(|| self.bytes_per_second()).max(1);
-        let bytes = pages.saturating_mul(PAGE_BYTES);
-        self.overhead() + Duration::from_nanos(ratio(bytes, 1_000_000_000, rate))
+        known.unwrap_or_else(|| self.bytes_per_second()).max(1)
     }
 
     /// What a round costs beyond its bytes: at least a round trip.
@@ -246,7 +256,8 @@ mod tests {
         estimate.encoded(400_000_000, 100_000_000);
         assert_eq!(part(&estimate, 100_000), part(&capped, 100_000) / 40, "a byte stands for four");
         estimate.encoded(400_000_000, 400_000_000);
-        let (known, before) = (estimate.downtime_after_round(100_000), capped.downtime_after_round(100_000));
+        let (known, before) =
+            (estimate.downtime_after_round(100_000, 0), capped.downtime_after_round(100_000, 0));
         assert_eq!(known.transfer - UNKNOWN_OVERHEAD, (before.transfer - UNKNOWN_OVERHEAD) / 10);
     }
 
@@ -255,10 +266,10 @@ mod tests {
         let mut estimate = at_1_gb_per_second();
         estimate.dirtied(1000, Duration::from_secs(1), Duration::ZERO);
         let (now, next) =
-            (estimate.downtime(100_000).total(), estimate.downtime_after_round(100_000).total());
+            (estimate.downtime(100_000).total(), estimate.downtime_after_round(100_000, 0).total());
         assert!(next < now / 100, "{next:?} after {now:?}");
         estimate.dirtied(1_000_000, Duration::from_secs(1), Duration::ZERO);
-        assert_eq!(estimate.downtime_after_round(100_000), estimate.downtime(100_000));
+        assert_eq!(estimate.downtime_after_round(100_000, 0), estimate.downtime(100_000));
     }
 
     #[test]
@@ -266,7 +277,8 @@ mod tests {
         let mut estimate = Estimate::default();
         estimate.round(u64::MAX, u64::MAX, Duration::ZERO);
         estimate.dirtied(u64::MAX, Duration::ZERO, Duration::ZERO);
-        estimate.downtime_after_round(u64::MAX / 2);
+        estimate.downtime_after_round(u64::MAX / 2, u64::MAX / 4);
+        estimate.pages_within(Duration::MAX);
         estimate.dirty_pages_per_second();
     }
 }

@@ -44,6 +44,11 @@ impl DirtyCurve {
         let pages = before.1 as f64 + gained / over * (time.as_secs_f64() - before.0.as_secs_f64());
         (pages as u64).min(self.pages)
     }
+
+    /// Pages that it is known to write: all that it had written at the last look.
+    fn working_set(&self) -> u64 {
+        self.samples.last().map_or(0, |(_, pages)| *pages)
+    }
 }
 
 /// What else is known before.
@@ -88,72 +93,169 @@ pub struct Forecast {
 
 /// Plays a migration through.
 pub fn foresee(policy: &Policy, curve: &DirtyCurve, prospect: &Prospect) -> Forecast {
-    let at = |pages: u64, rate: u64| {
-        let bytes = pages.saturating_mul(PAGE_BYTES);
-        Duration::try_from_secs_f64(bytes as f64 / rate.max(1) as f64).unwrap_or(Duration::MAX / 4)
-    };
-    let pause = |pages| prospect.fixed_pause.saturating_add(at(pages, prospect.pause_bytes_per_second));
-    let mut throttle = Throttle::NONE;
-    let mut most_throttle = Throttle::NONE;
-    let (mut to_send, mut elapsed, mut sent_bytes, mut stalled_rounds) =
-        (prospect.filled_pages, Duration::ZERO, 0u64, 0);
-    let mut lately: Vec<Duration> = Vec::new();
-    let mut round = 0;
+    let mut play = Play::new(policy, curve, prospect);
     loop {
-        let dirtied_in =
-            |time: Duration| curve.within(time.mul_f64(speed(throttle, prospect.needed_percent)));
-        let round_time = at(to_send, prospect.bytes_per_second).max(Duration::from_micros(100));
-        let dirtied_pages = dirtied_in(round_time);
-        elapsed = elapsed.saturating_add(round_time);
-        sent_bytes = sent_bytes.saturating_add(to_send.saturating_mul(PAGE_BYTES));
-        let next_round_time = at(dirtied_pages, prospect.bytes_per_second);
-        stalled_rounds = if dirtied_pages >= to_send && dirtied_pages > 0 { stalled_rounds + 1 } else { 0 };
-        let predicted = pause(dirtied_pages);
-        let context = RoundContext {
-            round,
-            sent_pages: to_send,
+        let context = play.round();
+        match policy::decide(policy, &context) {
+            Decision::Continue(_) => {}
+            Decision::HoldBack { pages } => play.hold_back(pages),
+            Decision::Throttle(throttle) => play.throttle(throttle),
+            Decision::SwitchOver(reason) => return play.ended(reason, true, &context),
+            Decision::Abort(reason) => return play.ended(reason, false, &context),
+        }
+        play.go_on(&context);
+    }
+}
+
+/// A migration as far as it has been played.
+struct Play<'a> {
+    policy: &'a Policy,
+    curve: &'a DirtyCurve,
+    prospect: &'a Prospect,
+    round: u32,
+    /// Pages that the round sends.
+    to_send: u64,
+    /// Pages that it holds back, and whether any are.
+    held_pages: u64,
+    holding: bool,
+    /// Pages that the round before left, but for those of the first one, in which all are sent.
+    left_before: u64,
+    elapsed: Duration,
+    sent_bytes: u64,
+    stalled_rounds: u32,
+    lately: Vec<Duration>,
+    throttle: Throttle,
+    most_throttle: Throttle,
+}
+
+impl<'a> Play<'a> {
+    fn new(policy: &'a Policy, curve: &'a DirtyCurve, prospect: &'a Prospect) -> Self {
+        Self {
+            policy,
+            curve,
+            prospect,
+            round: 0,
+            to_send: prospect.filled_pages,
+            held_pages: 0,
+            holding: false,
+            left_before: 0,
+            elapsed: Duration::ZERO,
+            sent_bytes: 0,
+            stalled_rounds: 0,
+            lately: Vec::new(),
+            throttle: Throttle::NONE,
+            most_throttle: Throttle::NONE,
+        }
+    }
+
+    /// Sends a round, and says what the policy would see then.
+    fn round(&mut self) -> RoundContext {
+        let prospect = self.prospect;
+        let round_time = sending(self.to_send, prospect.bytes_per_second).max(Duration::from_micros(100));
+        let dirtied_meanwhile = self.dirtied_in(round_time, self.held_pages);
+        let dirtied_pages = dirtied_meanwhile.saturating_add(self.held_pages);
+        self.elapsed = self.elapsed.saturating_add(round_time);
+        self.sent_bytes = self.sent_bytes.saturating_add(self.to_send.saturating_mul(PAGE_BYTES));
+        let stalled = dirtied_meanwhile >= self.to_send && dirtied_pages > 0;
+        self.stalled_rounds = if stalled { self.stalled_rounds + 1 } else { 0 };
+        let hot_pages = self.hot(dirtied_meanwhile).saturating_add(self.held_pages);
+        let held_pages = if self.holding { hot_pages.min(self.holdable()) } else { 0 };
+        let next_round_time = sending(dirtied_pages - held_pages, prospect.bytes_per_second);
+        let left_after_next = self.dirtied_in(next_round_time, held_pages).saturating_add(held_pages);
+        let predicted = self.pause(dirtied_pages);
+        RoundContext {
+            round: self.round,
+            sent_pages: self.to_send,
             dirtied_pages,
+            hot_pages,
+            holdable_pages: self.holdable(),
+            holding: self.holding,
             round_time,
             next_round_time,
             wire_bytes_per_second: prospect.bytes_per_second,
-            total_sent_bytes: sent_bytes,
+            total_sent_bytes: self.sent_bytes,
             ram_bytes: prospect.ram_bytes,
-            elapsed,
-            stalled_rounds,
+            elapsed: self.elapsed,
+            stalled_rounds: self.stalled_rounds,
             predicted,
-            predicted_after_next: pause(dirtied_in(next_round_time)).min(predicted),
-            lowest_lately: lately.iter().min().copied(),
-            throttle,
+            predicted_after_next: self.pause(left_after_next).min(predicted),
+            lowest_lately: self.lately.iter().min().copied(),
+            throttle: self.throttle,
             needed_percent: prospect.needed_percent,
             can_throttle: prospect.can_throttle,
-        };
-        lately.push(predicted);
-        let ended = |stop_reason, moves| {
-            let downtime = if moves { predicted } else { Duration::ZERO };
-            let last_bytes = if moves { dirtied_pages.saturating_mul(PAGE_BYTES) } else { 0 };
-            Forecast {
-                stop_reason,
-                moves,
-                fits: predicted <= policy.downtime_limit,
-                rounds: round + 1 + u32::from(moves),
-                total: elapsed.saturating_add(downtime),
-                downtime,
-                sent_bytes: sent_bytes.saturating_add(last_bytes),
-                most_throttle,
-            }
-        };
-        match policy::decide(policy, &context) {
-            Decision::Continue(_) => {}
-            Decision::Throttle(more) => {
-                (throttle, most_throttle) = (more, more);
-                (stalled_rounds, lately) = (0, Vec::new());
-            }
-            Decision::SwitchOver(reason) => return ended(reason, true),
-            Decision::Abort(reason) => return ended(reason, false),
         }
-        to_send = dirtied_pages;
-        round += 1;
     }
+
+    fn hold_back(&mut self, pages: u64) {
+        (self.holding, self.held_pages) = (true, pages);
+        self.changed();
+    }
+
+    fn throttle(&mut self, throttle: Throttle) {
+        (self.throttle, self.most_throttle) = (throttle, throttle);
+        self.changed();
+    }
+
+    /// What rounds were like before does not count any more.
+    fn changed(&mut self) {
+        (self.stalled_rounds, self.lately) = (0, Vec::new());
+    }
+
+    fn go_on(&mut self, context: &RoundContext) {
+        self.lately.push(context.predicted);
+        if self.holding {
+            self.held_pages = context.may_hold_pages();
+        }
+        self.to_send = context.dirtied_pages - self.held_pages;
+        self.left_before = context.dirtied_pages;
+        self.round += 1;
+    }
+
+    fn ended(&self, stop_reason: StopReason, moves: bool, context: &RoundContext) -> Forecast {
+        let downtime = if moves { context.predicted } else { Duration::ZERO };
+        let last_bytes = if moves { context.dirtied_pages.saturating_mul(PAGE_BYTES) } else { 0 };
+        Forecast {
+            stop_reason,
+            moves,
+            fits: context.predicted <= self.policy.downtime_limit,
+            rounds: self.round + 1 + u32::from(moves),
+            total: self.elapsed.saturating_add(downtime),
+            downtime,
+            sent_bytes: self.sent_bytes.saturating_add(last_bytes),
+            most_throttle: self.most_throttle,
+        }
+    }
+
+    fn pause(&self, pages: u64) -> Duration {
+        self.prospect.fixed_pause.saturating_add(sending(pages, self.prospect.pause_bytes_per_second))
+    }
+
+    /// What the guest dirties in so long a time, while so many of the pages that it writes are held back.
+    fn dirtied_in(&self, time: Duration, held_pages: u64) -> u64 {
+        let written = self.curve.within(time.mul_f64(speed(self.throttle, self.prospect.needed_percent)));
+        part(written, self.curve.working_set().saturating_sub(held_pages), self.curve.working_set())
+    }
+
+    /// How many of the pages that a round leaves the one before left, too: as many as if the guest wrote those that it
+    /// writes at random. Who writes some more than others has more of them.
+    fn hot(&self, dirtied_pages: u64) -> u64 {
+        part(dirtied_pages, self.left_before, self.curve.working_set()).min(dirtied_pages)
+    }
+
+    fn holdable(&self) -> u64 {
+        let seconds = self.policy.downtime_limit.as_secs_f64() / 2.0;
+        (seconds * self.prospect.pause_bytes_per_second as f64 / PAGE_BYTES as f64) as u64
+    }
+}
+
+fn sending(pages: u64, bytes_per_second: u64) -> Duration {
+    let bytes = pages.saturating_mul(PAGE_BYTES);
+    Duration::try_from_secs_f64(bytes as f64 / bytes_per_second.max(1) as f64).unwrap_or(Duration::MAX / 4)
+}
+
+/// `number * part / whole`.
+fn part(number: u64, part: u64, whole: u64) -> u64 {
+    (u128::from(number) * u128::from(part) / u128::from(whole.max(1))).try_into().unwrap_or(u64::MAX)
 }
 
 /// The part of its speed that a guest keeps.

@@ -29,6 +29,8 @@ pub(crate) struct Ledger {
     /// Whether the guest goes on here while the destination may hold all of it, and has not said that it does not.
     pub(crate) copy_left: bool,
     pub(crate) throttling: Throttling,
+    /// Whether hot pages are held back.
+    pub(crate) holding: bool,
     /// What was predicted after the last rounds.
     pub(crate) lately: Lately,
     pub(crate) rounds: u32,

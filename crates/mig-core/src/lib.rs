@@ -9,6 +9,7 @@ pub mod destination;
 pub mod domain;
 pub mod estimate;
 pub mod forecast;
+pub mod hot;
 mod ledger;
 pub mod pacing;
 pub mod policy;

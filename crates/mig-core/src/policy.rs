@@ -116,8 +116,14 @@ pub struct RoundContext {
     pub round: u32,
     /// Pages sent in it.
     pub sent_pages: u64,
-    /// Pages dirtied meanwhile.
+    /// Pages that remain: dirtied meanwhile, or held back.
     pub dirtied_pages: u64,
+    /// Those of them that remained after the round before, too.
+    pub hot_pages: u64,
+    /// How many may be held back at most: what the pause sends in half of the limit.
+    pub holdable_pages: u64,
+    /// Whether hot pages are held back by now.
+    pub holding: bool,
     /// How long it took.
     pub round_time: Duration,
     /// How long the next one should.
@@ -146,11 +152,28 @@ pub struct RoundContext {
     pub can_throttle: bool,
 }
 
+impl RoundContext {
+    /// How many pages may be held back in the next round.
+    pub fn may_hold_pages(&self) -> u64 {
+        self.hot_pages.min(self.holdable_pages)
+    }
+
+    /// How many are: none as long as no decision was taken to.
+    pub fn held_pages(&self) -> u64 {
+        if self.holding { self.may_hold_pages() } else { 0 }
+    }
+}
+
 /// What the policy answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// Send another round.
     Continue(Why),
+    /// Send another round, and hold so many hot pages back from now on.
+    HoldBack {
+        /// At least 1.
+        pages: u64,
+    },
     /// Slow the guest by so much, and send another round.
     Throttle(Throttle),
     /// Pause the guest and switch over.
@@ -171,10 +194,15 @@ pub enum Why {
     },
     /// The pause would not fit yet, and rounds have not shrunk so far; no rule has fired.
     OverBudget,
+    /// Rounds would not shrink; those of the pages that the guest writes in every round may be few enough to be held back.
+    FindsHotPages,
     /// Rounds do not shrink, but the pause has been shorter lately: they go on for a moment until it is again.
     QuieterMoment,
 }
 
+/// Hot pages are held back where they are at least this part of what remains, a quarter: fewer do not turn a guest that
+/// is too fast into one that is not, and a round is lost before it is slowed.
+const LEAST_HELD_PART: u64 = 4;
 /// A shortening of less than this is never worth a round.
 const SMALLEST_GAIN: Duration = Duration::from_micros(500);
 /// How many rounds a guest whose pages never get fewer is watched for a quieter moment.
@@ -188,7 +216,7 @@ pub fn decide(policy: &Policy, context: &RoundContext) -> Decision {
     }
     let may_shorten = match policy.shorten {
         Shorten::Never => false,
-        Shorten::AtFullSpeed => context.throttle.is_none(),
+        Shorten::AtFullSpeed => context.throttle.is_none() && !context.holding,
         Shorten::Always => true,
     };
     if fits && !(may_shorten && shortens(context)) {
@@ -198,9 +226,9 @@ pub fn decide(policy: &Policy, context: &RoundContext) -> Decision {
     if !fits
         && matches!(limit, None | Some(StopReason::NoProgress))
         && does_not_converge(policy, context)
-        && let Some(throttle) = more_throttle(policy, context)
+        && let Some(help) = help(policy, context)
     {
-        return Decision::Throttle(throttle);
+        return help;
     }
     match limit {
         None if fits => Decision::Continue(Why::Shortens),
@@ -247,6 +275,21 @@ fn does_not_converge(policy: &Policy, context: &RoundContext) -> bool {
     let time_to_come = next.as_secs_f64() * this.as_secs_f64() / shrinks_by.as_secs_f64();
     let to_come = time_to_come * context.wire_bytes_per_second as f64;
     context.total_sent_bytes as f64 + to_come > traffic_limit(policy, context) as f64
+}
+
+/// What makes rounds shrink: to hold hot pages back costs the guest nothing, so it comes first where it is enough to
+/// count on. After the first round nobody knows which those are, and a round so short is worth finding out.
+fn help(policy: &Policy, context: &RoundContext) -> Option<Decision> {
+    let is_enough = |pages: u64| pages.saturating_mul(LEAST_HELD_PART) >= context.dirtied_pages;
+    if !context.holding && policy.shorten != Shorten::Always {
+        if context.round == 0 && is_enough(context.holdable_pages) {
+            return Some(Decision::Continue(Why::FindsHotPages));
+        }
+        if is_enough(context.may_hold_pages()) {
+            return Some(Decision::HoldBack { pages: context.may_hold_pages() });
+        }
+    }
+    more_throttle(policy, context).map(Decision::Throttle)
 }
 
 fn more_throttle(policy: &Policy, context: &RoundContext) -> Option<Throttle> {
@@ -314,6 +357,9 @@ mod tests {
             round: 1,
             sent_pages: 100_000,
             dirtied_pages: 10_000,
+            hot_pages: 0,
+            holdable_pages: 0,
+            holding: false,
             round_time: Duration::from_secs(1),
             next_round_time: Duration::from_millis(100),
             wire_bytes_per_second: 409_600_000,
@@ -479,6 +525,38 @@ mod tests {
             };
             assert_eq!(decide(&policy, &context), end);
         }
+    }
+
+    #[test]
+    fn hot_pages_are_held_back_before_a_guest_is_slowed_where_they_are_a_quarter_of_what_remains() {
+        let hot = |pages, dirtied_pages| RoundContext {
+            hot_pages: pages,
+            holdable_pages: 60_000,
+            ..dirtying(dirtied_pages)
+        };
+        assert_eq!(decide_default(&hot(25_000, 100_000)), Decision::HoldBack { pages: 25_000 });
+        assert!(matches!(decide_default(&hot(24_999, 100_000)), Decision::Throttle(_)));
+        assert!(goes_on(decide_default(&hot(50_000, 50_000))), "rounds shrink");
+        let holding = RoundContext { holding: true, ..hot(50_000, 100_000) };
+        assert!(matches!(decide_default(&holding), Decision::Throttle(_)), "that was not enough");
+        let shortest = Priority::ShortestPause.policy();
+        assert!(matches!(decide(&shortest, &hot(50_000, 100_000)), Decision::Throttle(_)));
+        let cannot = RoundContext { can_throttle: false, stalled_rounds: 2, ..hot(50_000, 100_000) };
+        assert_eq!(decide_default(&cannot), Decision::HoldBack { pages: 50_000 });
+        let held_to_the_limit = RoundContext { holdable_pages: 30_000, ..hot(50_000, 100_000) };
+        assert_eq!(decide_default(&held_to_the_limit), Decision::HoldBack { pages: 30_000 });
+        let first = RoundContext { round: 0, ..hot(0, 100_000) };
+        assert_eq!(decide_default(&first), Decision::Continue(Why::FindsHotPages));
+        assert!(matches!(
+            decide_default(&RoundContext { holdable_pages: 24_999, ..first }),
+            Decision::Throttle(_)
+        ));
+        let fits = RoundContext { holding: true, ..progressing() };
+        assert_eq!(
+            decide_default(&fits),
+            Decision::SwitchOver(StopReason::WithinBudget),
+            "the first that fits"
+        );
     }
 
     #[test]

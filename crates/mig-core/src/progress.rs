@@ -57,8 +57,10 @@ pub struct RoundReport {
     pub sent_bytes: u64,
     /// From its first page to the destination's acknowledgement of its last.
     pub elapsed: Duration,
-    /// Pages dirtied meanwhile, which are what remains to be sent.
+    /// Pages that remain to be sent: those dirtied meanwhile, and those that were held back.
     pub dirtied_pages: u64,
+    /// Pages that it left out, since the guest writes them in every round.
+    pub held_pages: u64,
     /// Dirtied pages a second.
     pub dirty_pages_per_second: u64,
     /// Bytes that arrived a second: of pages that were encoded, those that they stand for.

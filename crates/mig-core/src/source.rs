@@ -91,8 +91,10 @@ pub enum Event {
     },
     /// The dirty log was read.
     Synced {
-        /// Pages that are to be sent now.
+        /// Pages that are to be sent now, those that were held back among them.
         dirty_pages: u64,
+        /// Those of them that were to be sent when it was read before, too: [`crate::hot::Hot`].
+        hot_pages: u64,
     },
     /// The guest cannot be slowed after all: it has all its time.
     NotThrottled,
@@ -139,10 +141,12 @@ pub enum Action {
     },
     /// Switch the dirty log on; everything counts as dirty.
     StartTracking,
-    /// Send every dirty page, re-arming before reading.
+    /// Send every dirty page but so many hot ones, re-arming before reading.
     SendRound {
         /// The round.
         round: u32,
+        /// How many pages are held back: at most those that were told to be hot.
+        hold_back_pages: u64,
     },
     /// Read the dirty log.
     Sync,
@@ -215,6 +219,7 @@ enum Stage {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Copying {
     round: u32,
+    held_pages: u64,
     started: Duration,
     stalled_rounds: u32,
     sent: Option<(PageCounts, u64)>,
@@ -224,6 +229,7 @@ struct Copying {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Measuring {
     round: u32,
+    held_pages: u64,
     /// When the round began, and how long it took to arrive.
     started: Duration,
     elapsed: Duration,
@@ -392,7 +398,7 @@ impl Source {
                 }
                 Vec::new()
             }
-            Event::Synced { dirty_pages } => self.synced(now, dirty_pages),
+            Event::Synced { dirty_pages, hot_pages } => self.synced(now, dirty_pages, hot_pages),
             Event::NotThrottled => self.not_throttled(now),
             Event::Paused => self.paused(now),
             Event::Saved => self.saved(now),

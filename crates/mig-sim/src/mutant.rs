@@ -29,6 +29,8 @@ pub enum Mutant {
     VerifySkipped,
     /// The dirty log stays on after a failed migration.
     TrackingLeftOn,
+    /// Hot pages that were held back are not added again.
+    HeldPagesForgotten,
     /// A guest that was slowed stays so.
     ThrottleLeftOn,
     /// The listener promises that the guest never ran, and does not tell the machine.

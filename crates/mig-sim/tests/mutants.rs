@@ -75,6 +75,11 @@ fn a_second_attempt_that_builds_on_the_first_loses_pages() {
 }
 
 #[test]
+fn hot_pages_that_were_held_back_and_forgotten_are_lost() {
+    found(Mutant::HeldPagesForgotten, memory_differs);
+}
+
+#[test]
 fn a_zero_page_that_does_not_clear_what_was_received_leaves_stale_memory() {
     found(Mutant::ZeroPagesSkipped, memory_differs);
 }

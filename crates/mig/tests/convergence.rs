@@ -189,6 +189,26 @@ fn a_cancel_gives_a_slowed_guest_its_speed_back() {
 }
 
 #[test]
+fn pages_that_are_dirty_in_every_round_are_held_back_and_sent_in_the_pause() {
+    let vm = Model::running(500, CALM, Flaw::ReportsEveryPageTwice);
+    let watcher = watcher(|_| {});
+    // all of its pages take 400 ms
+    let policy = Policy { downtime_limit: Duration::from_millis(300), ..Policy::default() };
+    let policy = Policy { least_kept_percent: 100, traffic_factor: 100, ..policy };
+    let options = SourceOptions { policy, ..capped(40 * MBIT, InPause::Capped, 2) };
+    let Outcome::Moved(report) = move_it(vm, &options, &Control::new(), &watcher) else { panic!("it stays") };
+    let told = watcher.told.into_inner().unwrap();
+    let rounds: Vec<_> =
+        told.iter().filter_map(|p| if let Progress::Round(r) = p { Some(r) } else { None }).collect();
+    assert!(matches!(rounds[1].decision, Decision::HoldBack { .. }), "{rounds:?}");
+    let held = rounds[2].held_pages;
+    assert!(held >= 125 && rounds[2].pages.total() == 500 - held, "{rounds:?}");
+    assert_eq!(report.stop_reason, Some(StopReason::WithinBudget));
+    let before: u64 = rounds.iter().map(|round| round.pages.total()).sum();
+    assert!(report.pages.total() - before >= held, "{report:?}");
+}
+
+#[test]
 fn a_guest_that_cannot_be_slowed_after_all_moves_without() {
     let vm = Model::running(2000, CALM, Flaw::FailsToThrottle);
     let report = moved(vm, &hopeless(OnStall::StopAndCopy), &Control::new());

@@ -249,7 +249,7 @@ impl Host {
                 Pending::Attach
             }
             Action::StartTracking => Pending::StartTracking,
-            Action::SendRound { round } => {
+            Action::SendRound { round, .. } => {
                 self.reach.rounds += 1;
                 assert!(round < 5, "the policy's limit");
                 Pending::Send
@@ -321,7 +321,7 @@ fn complete(pending: Pending, luck: Luck) -> Event {
             pages: PageCounts { zero: 100, raw: 1000, ..PageCounts::default() },
             bytes: 4_100_000,
         },
-        Pending::Sync => Event::Synced { dirty_pages: if many { 4000 } else { 10 } },
+        Pending::Sync => Event::Synced { dirty_pages: if many { 4000 } else { 10 }, hot_pages: 0 },
         Pending::Pause => Event::Paused,
         Pending::Save => Event::Saved,
         Pending::Locate => Event::Located { guest_addresses: if many { vec![4096] } else { Vec::new() } },

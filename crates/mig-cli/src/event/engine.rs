@@ -54,7 +54,9 @@ fn why(decision: &Decision) -> String {
         Decision::Continue(Why::FitsIn { rounds: 1 }) => "fits in 1 round".into(),
         Decision::Continue(Why::FitsIn { rounds }) => format!("fits in {rounds} rounds"),
         Decision::Continue(Why::OverBudget) => "over the budget".into(),
+        Decision::Continue(Why::FindsHotPages) => "finds out which pages are hot".into(),
         Decision::Continue(Why::QuieterMoment) => "waits for a quieter moment".into(),
+        Decision::HoldBack { pages } => format!("{pages} hot pages are held back"),
         Decision::Throttle(throttle) => format!("the guest is slowed by {throttle}"),
         Decision::SwitchOver(reason) | Decision::Abort(reason) => reason.name().into(),
     }
@@ -64,6 +66,7 @@ impl From<&observe::RoundReport> for Round {
     fn from(round: &observe::RoundReport) -> Self {
         let (decision, stop_reason) = match round.decision {
             Decision::Continue(_) => ("continue", None),
+            Decision::HoldBack { .. } => ("hold-back", None),
             Decision::Throttle(_) => ("throttle", None),
             Decision::SwitchOver(reason) => ("switch-over", Some(reason)),
             Decision::Abort(reason) => ("abort", Some(reason)),
@@ -74,6 +77,7 @@ impl From<&observe::RoundReport> for Round {
             sent_bytes: round.sent_bytes,
             elapsed_ms: as_ms(round.elapsed),
             dirtied_pages: round.dirtied_pages,
+            held_pages: round.held_pages,
             dirtied_bytes: round.dirtied_pages.saturating_mul(PAGE_BYTES),
             dirty_pages_per_second: round.dirty_pages_per_second,
             bytes_per_second: round.bytes_per_second,

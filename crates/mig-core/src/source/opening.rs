@@ -108,6 +108,6 @@ impl Source {
     pub(super) fn tracking(&mut self, now: Duration) -> Vec<Action> {
         let Stage::StartingLog = self.stage else { return Vec::new() };
         self.ledger.copying_since = now;
-        self.send_round(now, 0, 0)
+        self.send_round(now, 0, 0, 0)
     }
 }

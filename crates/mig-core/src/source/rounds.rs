@@ -11,10 +11,22 @@ use crate::policy::{self, Decision, LEAST_KEPT_PERCENT, RoundContext, StopReason
 use crate::progress::{PageCounts, Progress, RoundReport, Shortfall};
 
 impl Source {
-    pub(super) fn send_round(&mut self, now: Duration, round: u32, stalled_rounds: u32) -> Vec<Action> {
-        self.stage =
-            Stage::Copying(Copying { round, started: now, stalled_rounds, sent: None, acknowledged: None });
-        vec![Action::SendRound { round }]
+    pub(super) fn send_round(
+        &mut self,
+        now: Duration,
+        round: u32,
+        stalled_rounds: u32,
+        held_pages: u64,
+    ) -> Vec<Action> {
+        self.stage = Stage::Copying(Copying {
+            round,
+            held_pages,
+            started: now,
+            stalled_rounds,
+            sent: None,
+            acknowledged: None,
+        });
+        vec![Action::SendRound { round, hold_back_pages: held_pages }]
     }
 
     pub(super) fn round_sent(&mut self, now: Duration, pages: PageCounts, bytes: u64) -> Vec<Action> {
@@ -49,7 +61,8 @@ impl Source {
 
     /// Once a round has been sent and has arrived: how much was dirtied meanwhile?
     fn measure(&mut self, now: Duration) -> Vec<Action> {
-        let Stage::Copying(Copying { round, started, stalled_rounds, sent, acknowledged }) = &self.stage
+        let Stage::Copying(Copying { round, held_pages, started, stalled_rounds, sent, acknowledged }) =
+            &self.stage
         else {
             return Vec::new();
         };
@@ -59,6 +72,7 @@ impl Source {
         self.estimate.encoded(bytes_as_raw(pages, bytes), bytes);
         self.stage = Stage::Measuring(Measuring {
             round: *round,
+            held_pages: *held_pages,
             started: *started,
             elapsed,
             sync_started: now,
@@ -69,11 +83,11 @@ impl Source {
         vec![Action::Sync]
     }
 
-    pub(super) fn synced(&mut self, now: Duration, dirty_pages: u64) -> Vec<Action> {
+    pub(super) fn synced(&mut self, now: Duration, dirty_pages: u64, hot_pages: u64) -> Vec<Action> {
         match &self.stage {
             Stage::Measuring(measuring) => {
                 let measuring = measuring.clone();
-                self.decide(now, &measuring, dirty_pages)
+                self.decide(now, &measuring, dirty_pages, hot_pages)
             }
             Stage::LastSync(switching) => {
                 self.ledger.downtime.last_sync = now.saturating_sub(switching.since);
@@ -91,26 +105,38 @@ impl Source {
         }
     }
 
-    fn decide(&mut self, now: Duration, measured: &Measuring, dirty_pages: u64) -> Vec<Action> {
+    fn decide(
+        &mut self,
+        now: Duration,
+        measured: &Measuring,
+        dirty_pages: u64,
+        hot_pages: u64,
+    ) -> Vec<Action> {
         let sync = now.saturating_sub(measured.sync_started);
-        self.estimate.dirtied(dirty_pages, now.saturating_sub(measured.started), sync);
+        let dirtied_meanwhile = dirty_pages.saturating_sub(measured.held_pages);
+        self.estimate.dirtied(dirtied_meanwhile, now.saturating_sub(measured.started), sync);
         self.ledger.rounds = measured.round + 1;
         let sent_pages = measured.pages.total();
-        let stalled = dirty_pages >= sent_pages && dirty_pages > 0;
+        let stalled = dirtied_meanwhile >= sent_pages && dirty_pages > 0;
+        let holdable_pages = self.estimate.pages_within(self.config.policy.downtime_limit / 2);
+        let held_pages = if self.ledger.holding { hot_pages.min(holdable_pages) } else { 0 };
         let predicted = self.estimate.downtime(dirty_pages);
         let context = RoundContext {
             round: measured.round,
             sent_pages,
             dirtied_pages: dirty_pages,
+            hot_pages,
+            holdable_pages,
+            holding: self.ledger.holding,
             round_time: measured.elapsed,
-            next_round_time: self.estimate.sending(dirty_pages),
+            next_round_time: self.estimate.sending(dirty_pages.saturating_sub(held_pages)),
             wire_bytes_per_second: per_second(measured.bytes, measured.elapsed),
             total_sent_bytes: self.ledger.sent_bytes,
             ram_bytes: self.config.ram_bytes,
             elapsed: now.saturating_sub(self.ledger.copying_since),
             stalled_rounds: if stalled { measured.stalled_rounds + 1 } else { 0 },
             predicted: predicted.total(),
-            predicted_after_next: self.estimate.downtime_after_round(dirty_pages).total(),
+            predicted_after_next: self.estimate.downtime_after_round(dirty_pages, held_pages).total(),
             lowest_lately: self.ledger.lately.lowest(),
             throttle: self.ledger.throttling.now(),
             needed_percent: self.ledger.throttling.needed_percent(),
@@ -130,7 +156,7 @@ impl Source {
 
     fn round_report(&self, measured: &Measuring, context: &RoundContext, decision: Decision) -> RoundReport {
         let nearest_rule = match decision {
-            Decision::Continue(_) | Decision::Throttle(_) => {
+            Decision::Continue(_) | Decision::HoldBack { .. } | Decision::Throttle(_) => {
                 policy::nearest_rule(&self.config.policy, context)
             }
             Decision::SwitchOver(reason) | Decision::Abort(reason) => reason,
@@ -141,6 +167,7 @@ impl Source {
             sent_bytes: measured.bytes,
             elapsed: measured.elapsed,
             dirtied_pages: context.dirtied_pages,
+            held_pages: measured.held_pages,
             dirty_pages_per_second: self.estimate.dirty_pages_per_second(),
             bytes_per_second: self.estimate.bytes_per_second(),
             predicted_downtime: context.predicted,
@@ -152,13 +179,19 @@ impl Source {
 
     fn follow(&mut self, now: Duration, decision: Decision, context: &RoundContext) -> Vec<Action> {
         let next_round = context.round + 1;
+        let held_pages = context.held_pages();
         match decision {
-            Decision::Continue(_) => self.send_round(now, next_round, context.stalled_rounds),
+            Decision::Continue(_) => self.send_round(now, next_round, context.stalled_rounds, held_pages),
+            Decision::HoldBack { pages } => {
+                self.ledger.holding = true;
+                self.ledger.lately = Lately::default();
+                self.send_round(now, next_round, 0, pages)
+            }
             Decision::Throttle(throttle) => {
                 self.ledger.throttling.change(now, throttle);
                 // what was predicted of a faster guest, and its stalls, do not count any more
                 self.ledger.lately = Lately::default();
-                let round = self.send_round(now, next_round, 0);
+                let round = self.send_round(now, next_round, 0, held_pages);
                 std::iter::once(Action::Throttle(throttle)).chain(round).collect()
             }
             Decision::SwitchOver(reason) => {

@@ -106,7 +106,7 @@ fn only_the_destinations_promise_its_word_that_it_runs_or_an_operators_word_ends
         Event::Failed(fault(Blame::Local, Step::Resume)),
         Event::Claimed(Claim::Unavailable("gone".into())),
         Event::Resumed,
-        Event::Synced { dirty_pages: 0 },
+        Event::Synced { dirty_pages: 0, hot_pages: 0 },
     ];
     let heard = every_message().into_iter().filter(|m| !matches!(m, Message::Running { .. }));
     for event in in_vain.into_iter().chain(heard.map(Event::Message)) {
@@ -215,7 +215,7 @@ fn with_an_arbiter_a_guest_that_the_destination_was_told_to_run_before_commit_do
 fn a_guest_that_ran_there_before_commit_is_reported_with_the_pause_that_it_had() {
     let mut run = arbitrated_up_to(Pausing);
     let ordered = run.now;
-    for event in [Event::Paused, Event::Saved, Event::Synced { dirty_pages: 5 }] {
+    for event in [Event::Paused, Event::Saved, Event::Synced { dirty_pages: 5, hot_pages: 0 }] {
         run.tell(event);
     }
     run.hear(Message::RoundAck { round: 1 });

@@ -2,6 +2,7 @@
 
 mod asking;
 mod ends;
+mod holding;
 mod slowing;
 mod way;
 
@@ -114,10 +115,10 @@ fn a_round_of_encoded_pages_teaches_what_pages_take_not_what_their_bytes_do() {
     let predicted = |pages: PageCounts, bytes| {
         let policy = Policy { downtime_limit: Duration::ZERO, ..Policy::default() };
         let mut run = Run::up_to(Measuring, SourceConfig { policy, ..config() });
-        run.tell(Event::Synced { dirty_pages: 3000 });
+        run.tell(Event::Synced { dirty_pages: 3000, hot_pages: 0 });
         run.tell(Event::RoundSent { pages, bytes });
         run.hear(Message::RoundAck { round: 1 });
-        let actions = run.tell(Event::Synced { dirty_pages: 1000 });
+        let actions = run.tell(Event::Synced { dirty_pages: 1000, hot_pages: 0 });
         let Some(Action::Tell(Progress::Round(round))) = actions.first() else { panic!("{actions:?}") };
         (round.predicted_downtime, round.sent_bytes)
     };
@@ -198,7 +199,7 @@ fn downtime(ack: u32, ready: (u32, u32, u32), sent_late: u32, running: (u32, u32
     let mut run = Run::at(Pausing);
     run.tell_after(MS, Event::Paused);
     run.tell_after(2 * MS, Event::Saved);
-    run.tell_after(3 * MS, Event::Synced { dirty_pages: 5 });
+    run.tell_after(3 * MS, Event::Synced { dirty_pages: 5, hot_pages: 0 });
     run.tell_after(ack * MS, Event::Message(Message::RoundAck { round: 1 }));
     let (at, verify, load) = ready;
     run.tell_after(at * MS, Event::Message(Message::Ready { verify: verify * MS, load: load * MS }));
@@ -256,7 +257,7 @@ fn a_destination_cannot_claim_more_time_than_passed() {
 fn a_policy_that_aborts_leaves_the_guest_running_without_a_pause_and_says_why() {
     let policy = Policy { max_rounds: 1, on_stall: OnStall::Abort, downtime_limit: MS, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, ..config() });
-    let actions = run.tell(Event::Synced { dirty_pages: 4000 });
+    let actions = run.tell(Event::Synced { dirty_pages: 4000, hot_pages: 0 });
     assert_eq!(names(&actions), ["send abort", "stop tracking", "still-here"]);
     let Some(Action::Tell(Progress::Round(round))) = actions.first() else { panic!("{actions:?}") };
     assert_eq!(round.decision, Decision::Abort(StopReason::RoundLimit));
@@ -270,10 +271,10 @@ fn a_policy_that_aborts_leaves_the_guest_running_without_a_pause_and_says_why() 
 fn rounds_go_on_until_the_policy_is_content() {
     let policy = Policy { downtime_limit: Duration::ZERO, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, ..config() });
-    assert_eq!(names(&run.tell(Event::Synced { dirty_pages: 3000 })), ["round 1"]);
+    assert_eq!(names(&run.tell(Event::Synced { dirty_pages: 3000, hot_pages: 0 })), ["round 1"]);
     run.tell(sent(3000));
     run.hear(Message::RoundAck { round: 1 });
-    assert_eq!(names(&run.tell(Event::Synced { dirty_pages: 3 })), ["pause"]);
+    assert_eq!(names(&run.tell(Event::Synced { dirty_pages: 3, hot_pages: 0 })), ["pause"]);
 }
 
 #[test]

@@ -10,9 +10,9 @@ use crate::way::*;
 
 /// At the end of a round in which all of what was sent was dirtied again; so is what follows.
 fn slowed(on_stall: OnStall) -> Run {
-    let policy = Policy { downtime_limit: MS, on_stall, traffic_factor: 10, ..Policy::default() };
+    let policy = Policy { downtime_limit: MS / 10, on_stall, traffic_factor: 10, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, can_throttle: true, ..config() });
-    let actions = run.tell(Event::Synced { dirty_pages: 4096 });
+    let actions = run.tell(Event::Synced { dirty_pages: 4096, hot_pages: 0 });
     assert_eq!(names(&actions), ["throttle 50 %", "round 1"]);
     run
 }
@@ -20,7 +20,7 @@ fn slowed(on_stall: OnStall) -> Run {
 fn round(run: &mut Run, round: u32, pages: u64) -> Vec<Action> {
     run.tell(sent(pages));
     run.hear(Message::RoundAck { round });
-    run.tell(Event::Synced { dirty_pages: pages })
+    run.tell(Event::Synced { dirty_pages: pages, hot_pages: 0 })
 }
 
 #[test]
@@ -73,16 +73,16 @@ fn a_guest_that_stays_is_released_before_anything_else_is_done() {
 
 #[test]
 fn a_guest_that_was_not_busy_is_slowed_further_and_its_speed_is_told() {
-    let policy = Policy { downtime_limit: MS, traffic_factor: 10, ..Policy::default() };
+    let policy = Policy { downtime_limit: MS / 10, traffic_factor: 10, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, can_throttle: true, ..config() });
     run.tell(Event::Busy { percent: 50 });
-    run.tell(Event::Synced { dirty_pages: 4096 });
+    run.tell(Event::Synced { dirty_pages: 4096, hot_pages: 0 });
     let mut last = 0;
     for n in 1..4 {
         run.tell(sent(4096));
         run.hear(Message::RoundAck { round: n });
         run.tell(Event::Busy { percent: 50 / (n as u8 + 1) });
-        let actions = run.tell(Event::Synced { dirty_pages: 4096 });
+        let actions = run.tell(Event::Synced { dirty_pages: 4096, hot_pages: 0 });
         if let Some(Action::Throttle(throttle)) = actions.iter().find(|a| matches!(a, Action::Throttle(_))) {
             last = throttle.percent();
         }

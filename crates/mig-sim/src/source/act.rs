@@ -1,5 +1,6 @@
 //! Carrying out what the source's machine asks for.
 
+use mig_core::hot::Hot;
 use mig_core::progress::Progress;
 use mig_core::source::{Action, Event};
 use mig_core::{Blame, Fault, Side, Step};
@@ -21,7 +22,13 @@ impl World {
             Action::Send(message) => self.say(TO_DESTINATION, message)?,
             Action::Attach { channels, .. } => self.attach(channels),
             Action::StartTracking => self.source_works(costs.sync, Job::Plain(Work::StartTracking)),
-            Action::SendRound { round } => self.send_pages(round),
+            Action::SendRound { round, hold_back_pages } => {
+                self.source.hot.hold_back(&mut self.source.dirty, hold_back_pages);
+                if hold_back_pages > 0 && self.scenario.is(Mutant::HeldPagesForgotten) {
+                    self.source.hot = Hot::new(&self.guest.domain);
+                }
+                self.send_pages(round);
+            }
             Action::Sync => self.source_works(costs.sync, Job::Plain(Work::Sync)),
             Action::Pause => {
                 self.source.pause_ordered_at = self.now;

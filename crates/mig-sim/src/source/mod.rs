@@ -8,6 +8,7 @@ mod work;
 use std::time::Duration;
 
 use mig_core::domain::PAGE_BYTES;
+use mig_core::hot::Hot;
 use mig_core::progress::{PageCounts, Report};
 use mig_core::source::{Event, Source, SourceConfig};
 use mig_core::{Bitmap, Side};
@@ -32,6 +33,7 @@ pub(crate) struct SourceSide {
     /// Jobs under way.
     pub(crate) jobs: usize,
     pub(crate) dirty: Bitmap,
+    pub(crate) hot: Hot,
     /// Channels work for one epoch; what they still do for an older one is dropped.
     pub(crate) epoch: u32,
     round: u32,
@@ -100,6 +102,7 @@ impl SourceSide {
             busy_until: 0,
             jobs: 0,
             dirty: Bitmap::empty(&guest.domain),
+            hot: Hot::new(&guest.domain),
             epoch: 0,
             round: 0,
             channels: 0,

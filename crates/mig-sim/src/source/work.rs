@@ -58,7 +58,8 @@ impl World {
                 if !self.scenario.is(Mutant::SyncBeforeSave) || self.guest.runs {
                     self.guest.sync(self.now, &mut self.source.dirty);
                 }
-                (Step::LastSync, Event::Synced { dirty_pages: self.source.dirty.count() })
+                let hot_pages = self.source.hot.synced(&mut self.source.dirty);
+                (Step::LastSync, Event::Synced { dirty_pages: self.source.dirty.count(), hot_pages })
             }
         };
         if fails {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use crossbeam::select;
 use mig_core::bitmap::PageRun;
+use mig_core::hot::Hot;
 use mig_core::pacing::Bandwidth;
 use mig_core::policy::Throttle;
 use mig_core::progress::{PageCounts, Report};
@@ -156,6 +157,7 @@ struct Driver<'s, 'e, V: SourceVm> {
     session: [u8; 16],
     pages: Arc<Pages>,
     dirty: Bitmap,
+    hot: Hot,
     link: &'e Link,
     streams: &'e Streams,
     pacer: &'e Pacer,
@@ -219,6 +221,7 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
             looks: channel::tick(patience::LOOK_INTERVAL),
             machine: Some(machine),
             dirty: Bitmap::empty(pages.domain()),
+            hot: Hot::new(pages.domain()),
             pages,
             link,
             streams,
@@ -392,7 +395,8 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
                 Ok(None)
             }
             Action::StartTracking => self.start_tracking().map(|()| Some(Event::Tracking)),
-            Action::SendRound { round } => {
+            Action::SendRound { round, hold_back_pages } => {
+                self.hot.hold_back(&mut self.dirty, hold_back_pages);
                 self.start_round(round, true, None);
                 Ok(None)
             }
@@ -490,7 +494,13 @@ impl<'s, 'e: 's, V: SourceVm> Driver<'s, 'e, V> {
     fn sync(&mut self) -> Result<Event, Fault> {
         let step = self.machine().step();
         self.vm.tracker().sync(&mut self.dirty).map_err(|e| local(step, e))?;
-        Ok(Event::Synced { dirty_pages: self.dirty.count() })
+        let hot_pages = if step == Step::LastSync {
+            self.hot.release(&mut self.dirty);
+            0
+        } else {
+            self.hot.synced(&mut self.dirty)
+        };
+        Ok(Event::Synced { dirty_pages: self.dirty.count(), hot_pages })
     }
 
     fn save(&mut self) -> Result<(), Fault> {

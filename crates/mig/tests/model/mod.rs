@@ -26,6 +26,8 @@ pub enum Flaw {
     ForgetsPage(u64),
     /// The dirty log reports every page every time.
     ReportsEveryPage,
+    /// It reports every page the first two times, and then those that the guest has written and it has not reported.
+    ReportsEveryPageTwice,
     FailsToPause,
     /// It reports every page every time as well.
     FailsToThrottle,
@@ -65,6 +67,7 @@ struct Log {
     shared: Arc<Shared>,
     flaw: Flaw,
     pub started: bool,
+    syncs: u32,
 }
 
 pub fn regions(pages: u64) -> Vec<Region> {
@@ -94,7 +97,7 @@ impl Model {
         });
         let guest = shared.clone();
         let thread = Some(std::thread::spawn(move || guest.live()));
-        Self { tracker: Log { shared: shared.clone(), flaw, started: false }, shared, thread, flaw }
+        Self { tracker: Log { shared: shared.clone(), flaw, started: false, syncs: 0 }, shared, thread, flaw }
     }
 
     /// A running guest that has written every page but the last of each region.
@@ -194,11 +197,20 @@ impl DirtyTracker for Log {
     }
 
     fn sync(&mut self, dirty: &mut Bitmap) -> Result<(), BoxError> {
-        if matches!(self.flaw, Flaw::ReportsEveryPage | Flaw::FailsToThrottle) {
+        self.syncs += 1;
+        let all = match self.flaw {
+            Flaw::ReportsEveryPage | Flaw::FailsToThrottle => true,
+            Flaw::ReportsEveryPageTwice => self.syncs <= 2,
+            _ => false,
+        };
+        if all {
             *dirty = Bitmap::full(&self.shared.domain);
         }
         for (index, word) in self.shared.dirty.iter().enumerate() {
-            let mut word = word.load(Ordering::SeqCst);
+            let mut word = match self.flaw {
+                Flaw::ReportsEveryPageTwice => word.swap(0, Ordering::SeqCst),
+                _ => word.load(Ordering::SeqCst),
+            };
             if let Flaw::ForgetsPage(page) = self.flaw
                 && page / 64 == index as u64
             {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::estimate::Estimate;
+
 /// An event of mig-send or mig-recv.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -20,6 +22,8 @@ pub enum Event {
     },
     /// A round has ended.
     Round(Round),
+    /// What a migration would come to.
+    Estimate(Box<Estimate>),
     /// A migration has ended.
     Report(Box<Report>),
     /// Something failed.
@@ -219,6 +223,15 @@ mod tests {
         let sum: f64 = report.downtime.unwrap().parts().iter().map(|(_, ms)| ms).sum();
         assert!((sum - report.downtime_ms.unwrap()).abs() < 1e-9);
         assert_eq!((report.stop_reason.as_deref(), report.fault), (Some("within-budget"), None));
+    }
+
+    #[test]
+    fn an_estimate_is_read() {
+        let line = r#"{"event":"estimate","filled_bytes":53687091,"busy_percent":40,"dirtied":[{"within_ms":100.0,"bytes":4096}],"forecasts":[{"bandwidth_bytes_per_second":125000000,"priority":"balanced","moves":true,"fits":false,"stop_reason":"no-progress","rounds":9,"total_ms":9000.0,"downtime_ms":400.0,"sent_bytes":7,"most_throttle_percent":80}]}"#;
+        let Event::Estimate(estimate) = parse(line).unwrap() else { panic!("no estimate") };
+        let forecast = &estimate.forecasts[0];
+        assert_eq!((forecast.moves, forecast.fits, forecast.most_throttle_percent), (true, false, 80));
+        assert_eq!((estimate.busy_percent, estimate.dirtied[0].bytes), (Some(40), 4096));
     }
 
     #[test]

@@ -5,7 +5,11 @@
 
 pub mod callgrind;
 pub mod child;
+pub(crate) mod control;
+pub mod estimate;
 pub mod events;
+#[cfg(test)]
+pub(crate) mod examples;
 pub mod host;
 pub mod memory;
 pub mod migration;
@@ -19,5 +23,6 @@ pub mod sets;
 pub mod speed;
 pub mod spread;
 pub mod text;
+pub mod traffic;
 pub mod warmth;
 pub mod yardstick;

@@ -1,12 +1,15 @@
 //! One live migration by the real programs, with everything that is measured of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::estimate::Estimate;
 use crate::events::{Event, Report, Round};
 use crate::netns::Hosts;
 use crate::process::{Process, Sample, Watch};
@@ -15,7 +18,7 @@ use crate::speed::{Count, Speed};
 use crate::warmth::Warmth;
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// What is warmed beyond what the guest has touched: programs, page tables, sockets.
 const MARGIN_BYTES: u64 = 256 << 20;
 /// Over how long a guest's speed is taken before and after.
@@ -43,12 +46,18 @@ pub struct Plan {
     /// `--priority`; the program's own without. With `never-over-budget` a guest that stays is no failure.
     #[serde(default)]
     pub priority: Option<String>,
+    /// `--on-stall`; as the priority says without. With `abort` a guest that stays is no failure.
+    #[serde(default)]
+    pub on_stall: Option<String>,
     /// `--compress`; the program's own without.
     #[serde(default)]
     pub compress: Option<String>,
     /// Whether the guest's speed is taken before, during and after: only of a built-in guest.
     #[serde(default)]
     pub has_speed_taken: bool,
+    /// Whether an estimate is asked for before.
+    #[serde(default)]
+    pub is_estimated: bool,
     /// How long the guest runs before it moves.
     pub after: Duration,
 }
@@ -66,28 +75,40 @@ impl Plan {
             bandwidth: None,
             pause_bandwidth: None,
             priority: None,
+            on_stall: None,
             compress: None,
             has_speed_taken: false,
+            is_estimated: false,
             after,
         }
     }
 
     /// The options of the order, but for where from and where to.
     fn options(&self) -> Vec<String> {
+        let others = given([("--channels", &self.channels), ("--compress", &self.compress)]);
+        self.policy_options().chain(others).collect()
+    }
+
+    /// Those of them that an estimate takes, too.
+    pub(crate) fn policy_options(&self) -> impl Iterator<Item = String> {
         let downtime = self.downtime_ms.map(|ms| format!("{ms}ms"));
-        [
-            ("--channels", &self.channels),
+        given([
             ("--downtime", &downtime),
             ("--bandwidth", &self.bandwidth),
             ("--pause-bandwidth", &self.pause_bandwidth),
             ("--priority", &self.priority),
-            ("--compress", &self.compress),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| value.as_ref().map(|value| [name.to_owned(), value.clone()]))
-        .flatten()
-        .collect()
+            ("--on-stall", &self.on_stall),
+        ])
     }
+}
+
+/// Options that have a value.
+fn given<const N: usize>(options: [(&str, &Option<String>); N]) -> impl Iterator<Item = String> + use<N> {
+    options
+        .map(|(name, value)| value.as_ref().map(|value| [name.to_owned(), value.clone()]))
+        .into_iter()
+        .flatten()
+        .flatten()
 }
 
 /// What a side has used.
@@ -113,6 +134,9 @@ pub struct Moved {
     /// The guest's speed, where it was taken.
     #[serde(default)]
     pub speed: Option<Speed>,
+    /// What was foretold, where that was asked for.
+    #[serde(default)]
+    pub estimate: Option<Estimate>,
     /// The source's cost.
     pub source: Cost,
     /// The destination's.
@@ -126,13 +150,44 @@ impl Moved {
     }
 }
 
-/// Moves a guest once, or has it stay as its policy says: both programs are started for it, and none is left.
-///
-/// The guest is held first; memory for what it has touched is warmed; then the order is given.
+/// A source that moves its guest, for whoever does something meanwhile.
+#[derive(Debug)]
+pub struct Moving {
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Its process.
+    pub pid: u32,
+    over: Receiver<()>,
+}
+
+impl Moving {
+    /// Waits until the migration is over, but no longer than this; whether it is.
+    pub fn is_over_within(&self, patience: Duration) -> bool {
+        self.over.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
+    }
+}
+
+/// Moves a guest as [`run_beside`], and does nothing else.
 ///
 /// # Errors
-/// The guest did not move, with the program's words for it.
+/// As there.
 pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Moved> {
+    Ok(run_beside(programs, plan, hosts, |_| Ok(()))?.0)
+}
+
+/// Moves a guest once, or has it stay as its policy says: both programs are started for it, and none is left.
+///
+/// The guest is held first; memory for what it has touched is warmed; then the order is given. Another thread does
+/// something `beside`, from the order on, and is waited for.
+///
+/// # Errors
+/// The guest did not move, with the program's words for it; or what was done beside failed.
+pub fn run_beside<T: Send>(
+    programs: &Programs,
+    plan: &Plan,
+    hosts: Option<&Hosts>,
+    beside: impl FnOnce(Moving) -> Result<T> + Send,
+) -> Result<(Moved, T)> {
     let room = tempfile::tempdir()?;
     let socket = |name: &str| format!("unix:{}", room.path().join(name).display());
     let mut receive = place(hosts, Hosts::on_destination, Command::new(&programs.recv));
@@ -149,7 +204,9 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
     hold.args(["--cpus", &plan.vcpus.to_string(), "--json", "--control", &socket("s")]);
     let mut source = Program::start(hold)?;
     source.wait_for(PATIENCE, |event| (event == Event::Started {}).then_some(()))?;
-    std::thread::sleep(plan.after);
+    thread::sleep(plan.after);
+
+    let estimate = plan.is_estimated.then(|| Estimate::ask(programs, &socket("s"), plan)).transpose()?;
 
     let pids = [source.id(), destination.id()];
     let [here, there] = pids.map(Process::new);
@@ -168,14 +225,21 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
     let watch = Watch::start(&pids);
     let mut order = Program::start(order)?;
     let (mut channels, mut rounds) = (None, Vec::new());
-    let report = order.wait_for(PATIENCE, |event| {
-        match event {
-            Event::Connected { channels: count } => channels = Some(count),
-            Event::Round(round) => rounds.push(round),
-            Event::Report(report) => return Some(*report),
-            _ => {}
-        }
-        None
+    let (report, done) = thread::scope(|scope| {
+        let (is_on, over) = channel();
+        let moving = Moving { socket: held_at.clone(), pid: source.id(), over };
+        let beside = scope.spawn(move || beside(moving));
+        let report = order.wait_for(PATIENCE, |event| {
+            match event {
+                Event::Connected { channels: count } => channels = Some(count),
+                Event::Round(round) => rounds.push(round),
+                Event::Report(report) => return Some(*report),
+                _ => {}
+            }
+            None
+        });
+        drop(is_on);
+        (report, beside.join().expect("what is done beside does not panic"))
     });
     let now_at = if gave_up(&rounds) { &held_at } else { &moved_to };
     let has_guest = matches!(&report, Ok(r) if r.outcome == "moved" || gave_up(&rounds));
@@ -199,14 +263,16 @@ pub fn run(programs: &Programs, plan: &Plan, hosts: Option<&Hosts>) -> Result<Mo
     if !stays {
         source.wait_for_end(PATIENCE)?;
     }
-    Ok(Moved {
+    let moved = Moved {
         channels: channels.context("no word of channels")?,
         report,
         rounds,
         speed,
+        estimate,
         source: cost(&before[0], &after[0], guest_before),
         destination: cost(&before[1], &after[1], guest_after),
-    })
+    };
+    Ok((moved, done?))
 }
 
 /// Whether the last word of the policy was to leave the guest where it is.
@@ -216,7 +282,7 @@ fn gave_up(rounds: &[Round]) -> bool {
 
 /// A count, and another a moment later.
 fn two_looks(first: Count, socket: &Path) -> Result<[Count; 2]> {
-    std::thread::sleep(LOOK);
+    thread::sleep(LOOK);
     Ok([first, Count::ask(socket)?])
 }
 

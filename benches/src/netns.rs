@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result, ensure};
 
 const ADDRESSES: [&str; 2] = ["10.78.0.1/24", "10.78.0.2/24"];
-const INTERFACE: &str = "wire";
+/// What each end of the link is called.
+pub(crate) const INTERFACE: &str = "wire";
 
 /// The source's host and the destination's. They go when this is dropped.
 #[derive(Debug)]

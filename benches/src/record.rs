@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 use crate::migration::Moved;
+use crate::sets::cap::Capped;
 use crate::sets::instructions::Counted;
 use crate::yardstick::Copied;
 
@@ -29,6 +30,8 @@ pub enum Outcome {
     Moved(Box<Moved>),
     /// A guest was left where it was, as its policy says.
     Stayed(Box<Moved>),
+    /// A guest moved under a cap, and what left its host was watched.
+    Capped(Box<Capped>),
     /// Bytes were copied.
     Copied(Copied),
     /// Instructions and calls were counted.

@@ -4,14 +4,14 @@
 //! as its memory is looked at; a count is as it was in that pause, so what passes between two is a stretch of time
 //! in which the guest was not disturbed.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::control;
 
 /// For how long a holder is asked again that is about to have the guest.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,7 +63,7 @@ impl Count {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let asked = Instant::now();
-            let answer = exchange(socket).with_context(|| socket.display().to_string())?;
+            let answer = control::ask(socket, &json!({"cmd": "check"}))?;
             let answered = Instant::now();
             if answer["ok"] == true {
                 let (heartbeats, pages_written) = read(&answer).with_context(|| answer.to_string())?;
@@ -85,14 +85,6 @@ impl Count {
             pages_written: rate(self.pages_written, later.pages_written),
         }
     }
-}
-
-fn exchange(socket: &Path) -> Result<Value> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.write_all(b"{\"cmd\":\"check\"}\n")?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    Ok(serde_json::from_str(&line)?)
 }
 
 /// Heartbeats and pages written of an answer.

@@ -41,6 +41,13 @@ impl fmt::Display for Spread {
     }
 }
 
+/// The smallest of the numbers that is no less than so many percent of them (nearest rank).
+pub fn percentile(values: impl IntoIterator<Item = f64>, percent: usize) -> f64 {
+    let mut sorted: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied().unwrap_or(f64::NAN)
+}
+
 /// `min / median / max`, or a dash.
 pub fn three(values: impl IntoIterator<Item = f64>, decimals: usize) -> String {
     Spread::of(values).map_or_else(|| "-".into(), |s| s.three(decimals))
@@ -72,6 +79,14 @@ mod tests {
     fn p95_is_the_nearest_rank_and_not_the_maximum_of_twenty() {
         let of = |n: u32| Spread::of((1..=n).map(f64::from)).unwrap().p95;
         assert_eq!([of(1), of(7), of(19), of(20), of(21), of(100)], [1.0, 7.0, 19.0, 19.0, 20.0, 95.0]);
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let of = |n: u32, percent| percentile((1..=n).map(f64::from), percent);
+        assert_eq!([of(200, 1), of(200, 99), of(50, 1), of(50, 99)], [2.0, 198.0, 1.0, 50.0]);
+        assert_eq!([of(7, 0), of(7, 50), of(7, 100)], [1.0, 4.0, 7.0]);
+        assert!(of(0, 50).is_nan());
     }
 
     #[test]

@@ -236,7 +236,7 @@ fn outcomes(ended: &[&Moved]) -> String {
 }
 
 /// A word, or `within-budget 2, no-progress 1`.
-fn counts<'a>(words: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn counts<'a>(words: impl Iterator<Item = &'a str>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for word in words {
         *counts.entry(word).or_default() += 1;
@@ -279,36 +279,22 @@ fn draw(results: &Results, path: &Path, title: &str, cells: &[&Cell]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::{Pages, Report, Round, Slowed};
-    use crate::migration::Cost;
+    use crate::events::{Report, Slowed};
+    use crate::examples;
     use crate::record::{Outcome, Run};
     use crate::speed::Rate;
 
     /// 30 thousand pages a second before, of which a tenth is left while it moves.
     fn ended(pause_ms: Option<f64>) -> Moved {
         let rate = |pages_written| Rate { heartbeats: 1000.0, pages_written };
-        let round = Round {
-            round: 0,
-            pages: Pages::default(),
-            sent_bytes: 1,
-            elapsed_ms: 1.0,
-            dirtied_pages: 1,
-            dirty_pages_per_second: 1,
-            predicted_downtime_ms: 500.0,
-            throttle_percent: 90,
-            decision: if pause_ms.is_some() { "switch-over" } else { "abort" }.into(),
-            why: String::new(),
-        };
-        let report = Report {
+        let mut moved = examples::moved();
+        moved.rounds[0].decision = if pause_ms.is_some() { "switch-over" } else { "abort" }.into();
+        moved.report = Report {
             outcome: if pause_ms.is_some() { "moved" } else { "still-here" }.into(),
             stop_reason: Some("no-progress".into()),
             rounds: 7,
             total_ms: 2500.0,
             downtime_ms: pause_ms,
-            downtime: None,
-            predicted_downtime_ms: None,
-            predicted_downtime: None,
-            shortfall: None,
             slowed: Some(Slowed {
                 most_percent: 90,
                 lasted_ms: 1500.0,
@@ -317,13 +303,10 @@ mod tests {
             }),
             guest_gap_ms: pause_ms.map(|ms| ms + 1.0),
             sent_bytes: 345_000_000,
-            pages: Pages::default(),
-            ram_bytes: MEMORY_BYTES,
-            fault: None,
+            ..moved.report
         };
-        let speed = Speed { before: rate(30e3), during: rate(3e3), after: rate(29.7e3) };
-        let (source, destination) = (Cost::default(), Cost::default());
-        Moved { channels: 2, report, rounds: vec![round], speed: Some(speed), source, destination }
+        moved.speed = Some(Speed { before: rate(30e3), during: rate(3e3), after: rate(29.7e3) });
+        moved
     }
 
     fn run(priority: &str, run: u32, outcome: Outcome) -> Run {

@@ -10,7 +10,9 @@ use crate::programs::Programs;
 use crate::record::{Cell, Line, Outcome, Results, Run, Store, label};
 
 pub mod budget;
+pub mod cap;
 pub mod convergence;
+pub mod estimate;
 pub mod instructions;
 pub mod memory_kinds;
 pub mod pause;
@@ -32,11 +34,13 @@ pub struct Set {
 }
 
 /// Every set, in the order of the report.
-pub const ALL: [Set; 7] = [
+pub const ALL: [Set; 9] = [
     wire::SET,
     untouched::SET,
     budget::SET,
     convergence::SET,
+    estimate::SET,
+    cap::SET,
     memory_kinds::SET,
     pause::SET,
     instructions::SET,
@@ -154,6 +158,7 @@ fn in_short(outcome: &Outcome) -> String {
         Outcome::Copied(copied) => {
             format!("{:.2} s, {:.2} GB/s", copied.elapsed_ms / 1e3, copied.bytes_per_second() / 1e9)
         }
+        Outcome::Capped(capped) => capped.in_short(),
         Outcome::Counted(counted) => counted.in_short(),
         Outcome::Failed(cause) => format!("FAILED: {cause}"),
     }

@@ -1,7 +1,11 @@
-//! Slowing a guest: its vCPUs are held out of KVM_RUN for a part of each slice of time.
+//! Slowing a guest: its vCPUs are held out of KVM_RUN for a part of the time.
 //!
-//! Held together, not in turn: a vCPU that waits for a lock whose holder is held makes nothing but heat. Where it is
-//! known which of them write, those alone. A held vCPU is out of KVM_RUN, so a pause finds it so.
+//! Two gears. By time: all of them for a part of each slice. Together, not in turn: a vCPU that waits for a lock whose
+//! holder is held makes nothing but heat. By pages, where it is known who writes how many: each whenever it has written
+//! its share ([`pages`]), so that computing and reading cost nothing. A held vCPU is out of KVM_RUN, so a pause finds it
+//! so.
+
+mod pages;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,6 +14,7 @@ use std::time::{Duration, Instant};
 use mig::policy::Throttle;
 
 use crate::kick::Gate;
+use pages::{Allowance, Done, Speeds};
 
 /// How long a slice is, if what is left to the guest of it is [`LEAST_FREE`]: short, since timers are late by what is
 /// held of it.
@@ -28,12 +33,14 @@ pub struct Throttler {
     thread: Option<JoinHandle<()>>,
 }
 
-/// How much each vCPU has written so far, in whatever measure.
+/// How many pages each vCPU has written so far.
 pub type Counts = Box<dyn Fn() -> Vec<u64> + Send + Sync>;
 
-/// Who writes is looked at this often.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Who writes less than this part of what the busiest writer does is let be.
+/// How long vCPUs are watched before they are slowed by pages.
+const WATCHED: Duration = Duration::from_millis(100);
+/// What they write is looked at this often: a vCPU writes some hundred pages in the meantime.
+const LOOK_INTERVAL: Duration = Duration::from_micros(500);
+/// Who writes less than this part of what the busiest writer does is none.
 const LEAST_PART: u64 = 10;
 
 struct Shared {
@@ -55,8 +62,8 @@ impl Throttler {
         Self::over(gate, None)
     }
 
-    /// One that lets vCPUs be that write little beside the others, by these counts.
-    pub fn of_writers(gate: Arc<Gate>, counts: Counts) -> Self {
+    /// One that holds vCPUs by the pages that they write, by these counts.
+    pub fn by_pages(gate: Arc<Gate>, counts: Counts) -> Self {
         Self::over(gate, Some(counts))
     }
 
@@ -65,7 +72,8 @@ impl Throttler {
         Self { shared: Arc::new(shared), thread: None }
     }
 
-    /// Holds every vCPU (that writes, where that is known) for this part of the time from now on. [`Throttle::NONE`] lets all of them go at once.
+    /// Holds every vCPU for this part of the time from now on, or, by pages, whenever they have written as much as they
+    /// would then. [`Throttle::NONE`] lets all of them go at once.
     ///
     /// # Errors
     /// The host gives no thread for it; nothing is held then.
@@ -100,13 +108,18 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Under the lock whenever it holds or releases, so that who wanted an end is not overtaken.
     fn work(&self) {
-        let mut writers = Writers::default();
+        match &self.counts {
+            None => self.by_time(),
+            Some(counts) => self.by_pages(counts),
+        }
+    }
+
+    /// Under the lock whenever it holds or releases, so that who wanted an end is not overtaken.
+    fn by_time(&self) {
         let mut wanted = self.lock();
         while !wanted.ended {
             if wanted.throttle.is_none() {
-                writers = Writers::default();
                 wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -118,13 +131,43 @@ impl Shared {
             }
             // on a busy host this thread is late, and they ran for longer
             let held = held_for(wanted.throttle, released.elapsed());
-            if let Some(counts) = &self.counts {
-                writers.look(Instant::now(), counts);
-            }
-            self.gate.hold(|index| writers.is_one(index));
+            self.gate.hold(|_| true);
             wanted = self.wait(wanted, held);
             self.gate.release();
         }
+    }
+
+    /// Under the lock as [`Shared::by_time`].
+    fn by_pages(&self, counts: &Counts) {
+        let mut unslowed: Option<Speeds> = None;
+        let mut wanted = self.lock();
+        while !wanted.ended {
+            if wanted.throttle.is_none() {
+                unslowed = None;
+                wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let Some(speeds) = &unslowed else {
+                let before = self.done(counts);
+                wanted = self.wait(wanted, WATCHED);
+                // while nobody writes there is nobody to slow
+                unslowed = Speeds::between(&before, &self.done(counts));
+                continue;
+            };
+            let throttle = wanted.throttle;
+            let mut allowance = Allowance::new(speeds.quota(throttle), Instant::now(), counts());
+            while wanted.throttle == throttle && !wanted.ended {
+                if allowance.look(Instant::now(), counts()) {
+                    self.gate.hold(|index| allowance.holds(index));
+                }
+                wanted = self.wait(wanted, LOOK_INTERVAL);
+            }
+            self.gate.release();
+        }
+    }
+
+    fn done(&self, counts: &Counts) -> Done {
+        Done { at: Instant::now(), pages: counts(), processor_times: self.gate.processor_times() }
     }
 
     /// Waits so long, or until something else is wanted.
@@ -145,39 +188,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Who has written lately.
-#[derive(Debug, Default)]
-struct Writers {
-    seen: Option<(Instant, Vec<u64>)>,
-    is_one: Vec<bool>,
-}
-
-impl Writers {
-    /// Looks again, unless it has just been done.
-    fn look(&mut self, now: Instant, counts: impl Fn() -> Vec<u64>) {
-        match &self.seen {
-            Some((at, _)) if now.saturating_duration_since(*at) < LOOK_INTERVAL => {}
-            Some((_, before)) => {
-                let counts = counts();
-                self.is_one = who_writes(before, &counts);
-                self.seen = Some((now, counts));
-            }
-            None => self.seen = Some((now, counts())),
-        }
-    }
-
-    /// Everybody is one before it is known, and where nobody has written.
-    fn is_one(&self, index: usize) -> bool {
-        self.is_one.get(index).copied().unwrap_or(true)
-    }
-}
-
-fn who_writes(before: &[u64], now: &[u64]) -> Vec<bool> {
-    let written: Vec<u64> = before.iter().zip(now).map(|(before, now)| now.saturating_sub(*before)).collect();
-    writers(&written)
-}
-
-/// Which vCPUs write as much as those that [`Throttler::of_writers`] slows, by what each has written.
+/// Which vCPUs write at least a tenth of what the busiest does, by what each has written.
 pub fn writers(written: &[u64]) -> Vec<bool> {
     let most = written.iter().copied().max().unwrap_or(0);
     written.iter().map(|count| count.saturating_mul(LEAST_PART) >= most).collect()
@@ -220,21 +231,8 @@ mod tests {
 
     #[test]
     fn who_writes_a_tenth_of_what_the_busiest_does_is_a_writer_and_all_are_where_nobody_is() {
-        assert_eq!(who_writes(&[100, 100, 100], &[1100, 200, 199]), [true, true, false]);
-        assert_eq!(who_writes(&[7, 9], &[7, 9]), [true, true]);
-        assert_eq!(who_writes(&[9], &[0]), [true], "counts that began anew");
-    }
-
-    #[test]
-    fn writers_are_looked_for_now_and_then_and_everybody_is_one_before() {
-        let (mut writers, began) = (Writers::default(), Instant::now());
-        writers.look(began, || vec![0, 0]);
-        assert!(writers.is_one(0) && writers.is_one(1));
-        writers.look(began + LOOK_INTERVAL / 2, || panic!("too soon"));
-        writers.look(began + LOOK_INTERVAL, || vec![500, 3]);
-        assert!(writers.is_one(0) && !writers.is_one(1));
-        writers.look(began + 2 * LOOK_INTERVAL, || vec![500, 90]);
-        assert!(!writers.is_one(0) && writers.is_one(1));
+        assert_eq!(writers(&[1000, 100, 99]), [true, true, false]);
+        assert_eq!(writers(&[0, 0]), [true, true]);
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Platform {
         let gate = Arc::new(Gate::new(count.into())?);
         let throttler = match log.rings().cloned() {
             None => Throttler::new(gate.clone()),
-            Some(rings) => Throttler::of_writers(gate.clone(), Box::new(move || rings.written_by_vcpu())),
+            Some(rings) => Throttler::by_pages(gate.clone(), Box::new(move || rings.pages_by_vcpu())),
         };
         let mut platform = Self {
             throttler,

@@ -68,8 +68,8 @@ pub trait VmControl {
         false
     }
 
-    /// Holds every vCPU that writes memory for this part of the time, in slices of some milliseconds, until it is told
-    /// otherwise; [`Throttle::NONE`] gives the guest all its time back at once. Called with vCPUs running, between
+    /// Holds every vCPU that writes memory for this part of the time, in slices of some milliseconds, or whenever it has
+    /// written as much as it would then, until it is told otherwise; [`Throttle::NONE`] gives the guest all its time back at once. Called with vCPUs running, between
     /// rounds, and with `NONE` also in the pause: it must return at once.
     ///
     /// # Errors

@@ -68,6 +68,8 @@ pub(super) struct Ring {
     ran_over: bool,
     /// Entries harvested since whoever counts set it to 0.
     pub(super) written: u64,
+    /// As [`Ring::oldest`]: entries before it have been looked at.
+    looked_at: usize,
 }
 
 // SAFETY: the mapping belongs to the process, and its entries are accessed by atomic operations only.
@@ -93,7 +95,16 @@ impl Ring {
             return Err(errno::Error::last()).call("mapping a dirty ring");
         }
         let entries = NonNull::new(mapped.cast()).expect("the kernel maps nothing at address 0 unasked");
-        Ok(Self { entries, len, oldest: 0, harvested: 0, gap: false, ran_over: false, written: 0 })
+        Ok(Self {
+            entries,
+            len,
+            oldest: 0,
+            harvested: 0,
+            gap: false,
+            ran_over: false,
+            written: 0,
+            looked_at: 0,
+        })
     }
 
     /// Harvests what there is. `found` is given slot and page of every entry that KVM has not freed, those that
@@ -186,6 +197,18 @@ impl Ring {
             }
         }
         (low - self.harvested) as u64
+    }
+
+    /// Tells of the entries that were added since the last look, and takes none out. A ring that ran over is left alone.
+    pub(super) fn look(&mut self, mut found: impl FnMut(u32, u64)) {
+        if self.ran_over {
+            return;
+        }
+        let end = self.harvested + self.waiting() as usize;
+        // what was freed before it was looked at is gone
+        let begin = Some(self.looked_at.wrapping_sub(self.oldest)).filter(|begin| *begin <= end).unwrap_or(0);
+        (begin..end).for_each(|at| self.tell(at, &mut found));
+        self.looked_at = self.oldest.wrapping_add(end);
     }
 
     /// How many entries KVM is to free: none, where it overwrote the first.

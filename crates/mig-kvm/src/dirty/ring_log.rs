@@ -134,6 +134,16 @@ struct State {
     runs_over: bool,
     /// There is a log, and somebody to empty rings for it.
     reaping: bool,
+    /// From the first time that it is asked who writes which pages.
+    firsts: Option<Firsts>,
+}
+
+/// Who was the first to write a page since the last report.
+struct Firsts {
+    /// A bit for each page that somebody wrote.
+    written: Vec<u64>,
+    /// By vCPU.
+    pages: Vec<u64>,
 }
 
 impl State {
@@ -173,7 +183,7 @@ impl Rings {
         let rings = vcpus.iter().map(|vcpu| Ring::map(&**vcpu, len)).collect::<Result<_, _>>()?;
         let end_page = slots.iter().map(|(_, extent)| extent.end_page()).max().unwrap_or(0);
         let bytes = usize::try_from(end_page * PAGE_BYTES).expect("a domain's bytes fit");
-        let state = State { rings, lost: false, runs_over: false, reaping: false };
+        let state = State { rings, lost: false, runs_over: false, reaping: false, firsts: None };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         Ok(Self { vm, slots, state, pending: WrittenPages::with_len(bytes), open: false.into(), changed })
     }
@@ -191,16 +201,52 @@ impl Rings {
 
     /// How many pages each vCPU has written since the log was started, a page once for each time that it was
     /// written after it was protected. Counts up to this moment, takes nothing out of the rings, and may be
-    /// asked by anybody while the guest runs: of two answers the difference tells who writes how much, and so
-    /// whom to slow. A KVM that interprets a guest notes each of its writes, so that they are counted rather.
+    /// asked by anybody while the guest runs: of two answers the difference tells who writes how much. A KVM that
+    /// interprets a guest notes each of its writes, so that they are counted rather.
     pub fn written_by_vcpu(&self) -> Vec<u64> {
         self.lock().rings.iter().map(|ring| ring.written + ring.waiting()).collect()
+    }
+
+    /// How many pages each vCPU was the first to write in each round, from when this was first asked since the log was
+    /// started: what is to be sent because of it. Unlike [`Rings::written_by_vcpu`] it counts a page once a round,
+    /// whatever made it noted again: a ring that was full, or a KVM that interprets a guest. Takes nothing out of the
+    /// rings.
+    pub fn pages_by_vcpu(&self) -> Vec<u64> {
+        let mut state = self.lock();
+        let vcpus = state.rings.len();
+        let end_page = self.slots.iter().map(|(_, extent)| extent.end_page()).max().unwrap_or(0);
+        let words = usize::try_from(end_page.div_ceil(64)).expect("a domain's pages fit");
+        let none = || Firsts { written: vec![0; words], pages: vec![0; vcpus] };
+        state.firsts.get_or_insert_with(none);
+        self.look(&mut state);
+        state.firsts.as_ref().map(|firsts| firsts.pages.clone()).unwrap_or_default()
+    }
+
+    /// Counts what was written since the last look, if it is asked for.
+    fn look(&self, state: &mut State) {
+        let Some(firsts) = &mut state.firsts else { return };
+        for (ring, pages) in state.rings.iter_mut().zip(&mut firsts.pages) {
+            ring.look(|slot, offset| {
+                let Some(page) = self.page(slot, offset) else { return };
+                let (word, bit) = (&mut firsts.written[(page / 64) as usize], 1 << (page % 64));
+                *pages += u64::from(*word & bit == 0);
+                *word |= bit;
+            });
+        }
+    }
+
+    /// The page that an entry names; `None` if it is not of the memory that moves.
+    fn page(&self, slot: u32, offset: u64) -> Option<u64> {
+        let extent = self.slots.iter().find(|(number, _)| *number == slot).map(|(_, extent)| extent);
+        extent.filter(|extent| offset < extent.pages).map(|extent| extent.first_page + offset)
     }
 
     /// Empties the rings and counts anew: before a log is started.
     pub(super) fn begin(&self) -> Result<(), KvmError> {
         self.end()?;
-        self.lock().rings.iter_mut().for_each(|ring| ring.written = 0);
+        let mut state = self.lock();
+        state.rings.iter_mut().for_each(|ring| ring.written = 0);
+        state.firsts = None;
         Ok(())
     }
 
@@ -222,6 +268,9 @@ impl Rings {
     pub(super) fn report(&self, dirty: &mut Bitmap) -> Result<(), KvmError> {
         let mut state = self.lock();
         self.harvest(&mut state, None, |page| dirty.set(page))?;
+        if let Some(firsts) = &mut state.firsts {
+            firsts.written.fill(0);
+        }
         self.pending.take(|at, word| dirty.or_words(at as u64 * 64, &[word]));
         Ok(())
     }
@@ -273,12 +322,11 @@ impl Rings {
         own: Option<usize>,
         mut found: impl FnMut(u64),
     ) -> Result<(), KvmError> {
+        self.look(state);
         for vcpu in 0..state.rings.len() {
             let found = |slot: u32, offset: u64| {
-                // A slot that is not here is not of the memory that moves.
-                let extent = self.slots.iter().find(|(number, _)| *number == slot).map(|(_, extent)| extent);
-                if let Some(extent) = extent.filter(|extent| offset < extent.pages) {
-                    found(extent.first_page + offset);
+                if let Some(page) = self.page(slot, offset) {
+                    found(page);
                 }
             };
             let ring = &mut state.rings[vcpu];

@@ -188,26 +188,49 @@ fn a_throttled_guest_is_slower_and_has_its_speed_back_at_once() {
     assert_eq!(ended.join().unwrap().unwrap(), Ended::Gate);
 }
 
-#[test]
-fn a_vcpu_that_does_not_write_is_not_slowed_with_the_one_that_does() {
-    let Some(guest) = Guest::new(2, &COUNTING) else { return };
+/// Two vCPUs that count, slowed by 90 % by the pages that they are said to have written, until `enough` of this holds: for
+/// how long they were slowed, and how often each was seen held.
+fn slowed_by_pages(
+    pages: impl Fn([u32; 2]) -> Vec<u64> + Send + Sync + 'static,
+    enough: impl Fn(Duration, [u32; 2]) -> bool,
+) {
+    let Some(guest) = Guest::new(2, &COUNTING).map(Arc::new) else { return };
     let loops: Vec<_> = (0..2).map(|i| guest.drive(i, |_| Flow::Continue)).collect();
-    let began = Instant::now();
-    let counts = move || vec![began.elapsed().as_millis() as u64 * 1000, 0];
-    let mut throttler = crate::Throttler::of_writers(guest.gate.clone(), Box::new(counts));
+    let counting = guest.clone();
+    let counts = move || pages([0, 1].map(|i| counting.counters()[i]));
+    let mut throttler = crate::Throttler::by_pages(guest.gate.clone(), Box::new(counts));
     guest.gate.open();
     guest.wait_for_progress(&guest.counters());
-    throttler.set(mig::policy::Throttle::of_percent(95)).unwrap();
-    // until it knows who writes
-    thread::sleep(Duration::from_millis(500));
-    let before = guest.counters();
-    thread::sleep(Duration::from_millis(1000));
-    let after = guest.counters();
-    let ran = [0, 1].map(|i: usize| after[i].wrapping_sub(before[i]));
-    assert!(ran[1] / 3 > ran[0], "{ran:?}");
+    throttler.set(mig::policy::Throttle::of_percent(90)).unwrap();
+    let (began, mut seen) = (Instant::now(), [0; 2]);
+    while !enough(began.elapsed(), seen) {
+        assert!(began.elapsed() < PATIENCE, "{seen:?}");
+        let held = guest.gate.lock().held.clone();
+        seen = [0, 1].map(|i: usize| seen[i] + u32::from(held[i]));
+        thread::sleep(Duration::from_millis(1));
+    }
     drop(throttler);
+    guest.wait_for_progress(&guest.counters());
     guest.gate.end();
     loops.into_iter().for_each(|ended| assert_eq!(ended.join().unwrap().unwrap(), Ended::Gate));
+}
+
+#[test]
+fn a_vcpu_that_does_not_write_is_not_held_with_the_one_that_does() {
+    let enough = |_, seen: [u32; 2]| {
+        assert_eq!(seen[1], 0);
+        seen[0] >= 50
+    };
+    slowed_by_pages(|[first, _]| vec![first.into(), 0], enough);
+}
+
+#[test]
+fn a_guest_that_writes_nothing_is_not_held() {
+    let enough = |slowed, seen: [u32; 2]| {
+        assert_eq!(seen, [0; 2]);
+        slowed > Duration::from_millis(500)
+    };
+    slowed_by_pages(|_| vec![0, 0], enough);
 }
 
 #[test]

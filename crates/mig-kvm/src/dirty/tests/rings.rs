@@ -167,6 +167,42 @@ fn what_each_vcpu_writes_is_counted_as_it_writes() {
 }
 
 #[test]
+fn a_page_counts_once_a_round_for_the_vcpu_that_wrote_it_first() {
+    let Some(mut machine) = Machine::with_rings(2, &[(0, 8192)], Some(FEW)) else { return };
+    machine.load_native_writer();
+    let mut log = machine.ring_log();
+    log.start().unwrap();
+    let rings = log.rings().unwrap().clone();
+    let domain = Domain::new(&[Region { guest_address: 0, bytes: 8192 * PAGE }]).unwrap();
+    // The program's own page may be among them.
+    let assert_counted = |expected: [u64; 2]| {
+        let counted = rings.pages_by_vcpu();
+        assert!(
+            (0..2).all(|v| (expected[v]..=expected[v] + 3).contains(&counted[v])),
+            "{counted:?} {expected:?}"
+        );
+    };
+    assert_counted([0, 0]);
+    for round in 1..=3 {
+        let writes = |machine: &mut Machine, vcpu: usize, first: u64, count: u64| {
+            vcpu_writes(&mut machine.vcpus[vcpu], Some((&rings, vcpu)), first * PAGE, PAGE, count, 1);
+        };
+        writes(&mut machine, 1, 16, 3000);
+        // Most went through a full ring, and are noted again.
+        writes(&mut machine, 1, 16, 3000);
+        writes(&mut machine, 0, 20, 500);
+        writes(&mut machine, 0, 5000, 40);
+        assert_counted([40 * round, 3000 * round]);
+        log.sync(&mut Bitmap::empty(&domain)).unwrap();
+        rearm_first(&log, &domain);
+    }
+    assert!(rings.written_by_vcpu()[1] > 4 * 3000, "it was noted again");
+    log.stop().unwrap();
+    log.start().unwrap();
+    assert_counted([0, 0]);
+}
+
+#[test]
 fn after_an_interrupted_reset_every_page_is_reported_and_armed() {
     let Some(mut machine) = Machine::with_rings(1, &REGIONS, Some(FEW)) else { return };
     // Natively: a write that is interpreted is noted whether its page is protected or not.

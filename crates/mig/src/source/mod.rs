@@ -32,7 +32,8 @@ pub struct SourceOptions {
     /// Whether pages are encoded, where the destination understands that.
     pub compress: Compress,
     /// What the source may keep of pages that it sent, over all channels, where it sends what changed of them; none for
-    /// [an eighth of guest memory](SourceOptions::cache_bytes). Only what is used takes memory.
+    /// [an eighth of guest memory](SourceOptions::cache_bytes). Only what is used takes memory, and with
+    /// [`Compress::Auto`] little of it before that pays.
     pub delta_cache_bytes: Option<u64>,
     /// What they may take of the link together.
     pub bandwidth: Bandwidth,

@@ -23,12 +23,31 @@ pub(super) struct Ladder {
     lead_ns: f64,
     /// What the levels are known to take and save.
     costs: [Cost; LEVELS.len()],
+    tries_second: bool,
 }
 
 impl Ladder {
     /// The level to use.
     pub(super) fn level(&self) -> i32 {
         LEVELS[self.at]
+    }
+
+    /// The level to use on a link: as before while that pays, otherwise the best there is; none where none pays.
+    pub(super) fn paying(&mut self, link: Link) -> Option<i32> {
+        let pays = self.costs[self.at].net_ns(link).is_some_and(|net_ns| net_ns > 0.0);
+        if !pays {
+            let best = self.best(link)?;
+            self.at = LEVELS.iter().position(|level| *level == best)?;
+            (self.comparisons, self.lead_ns) = (0, 0.0);
+        }
+        Some(self.level())
+    }
+
+    /// The level to try next where none is known to pay: the cheapest, and the next one, in turn. Words hardly shrink
+    /// by the cheapest.
+    pub(super) fn next_try(&mut self) -> i32 {
+        self.tries_second = !self.tries_second;
+        LEVELS[usize::from(!self.tries_second)]
     }
 
     /// The level that pays most on a link as far as is known, if any does.
@@ -112,6 +131,20 @@ mod tests {
         let mut ladder = Ladder::default();
         assert_eq!((0..320).filter(|_| ladder.rival(32).is_some()).count(), 20);
         assert_eq!((0..320).filter(|_| ladder.rival(3).is_some()).count(), 0);
+    }
+
+    #[test]
+    fn where_none_is_known_to_pay_the_two_cheapest_are_tried_in_turn_and_what_pays_is_used() {
+        let mut ladder = Ladder::default();
+        let mut link = Link::default();
+        (0..500).for_each(|_| link.written(1 << 20, Duration::from_nanos(32 << 20)));
+        assert_eq!([(); 4].map(|()| ladder.next_try()), [-5, 1, -5, 1]);
+        ladder.settle(-5, 4, 50e3, 0);
+        assert_eq!(ladder.paying(link), None);
+        ladder.settle(1, 4, 100e3, 8000);
+        assert_eq!((ladder.paying(link), ladder.level()), (Some(1), 1));
+        ladder.settle(1, 128, 100e6, 0);
+        assert_eq!(ladder.paying(link), None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ const PROBED_PAGES: usize = 4;
 pub(super) struct Packing {
     packer: Packer,
     level: i32,
+    /// Whether that level is not known to pay.
+    is_try: bool,
     /// Where the level is chosen by what it saves.
     ladder: Option<Ladder>,
     budget: Budget,
@@ -41,7 +43,7 @@ impl Packing {
         }
         let packer = Packer::new(level).ok()?;
         let (reluctance, copy) = (Reluctance::new(settings.channels), vec![0; MAX_ZSTD_PAGES * PAGE]);
-        Some(Self { packer, level, ladder, budget, reluctance, copy })
+        Some(Self { packer, level, is_try: false, ladder, budget, reluctance, copy })
     }
 
     /// Time has passed, in which something may be tried.
@@ -52,19 +54,19 @@ impl Packing {
     /// How many pages to compress together now, from `page` on: as many as may be where it pays, a few where that is
     /// to be found out, or none. In the pause nothing is found out: what was before is applied to the link as it is then.
     pub(super) fn pages_together(&mut self, page: u64, moment: Moment, link: Link) -> usize {
-        let pages = match &self.ladder {
-            Some(ladder) if moment.is_last => match ladder.best(link) {
-                Some(level) => {
-                    self.level = level;
-                    MAX_ZSTD_PAGES
-                }
-                None => return 0,
-            },
-            _ if self.budget.pays(link) => MAX_ZSTD_PAGES,
-            _ if self.budget.affords(link) < PROBED_PAGES => return 0,
-            _ => PROBED_PAGES,
+        let paying = match &mut self.ladder {
+            None => Some(self.level),
+            Some(ladder) if moment.is_last => ladder.best(link),
+            Some(ladder) => ladder.paying(link),
         };
-        if self.reluctance.tries(page) { pages } else { 0 }
+        let may_try = !moment.is_last && self.budget.tries() >= PROBED_PAGES;
+        if paying.is_none() && !may_try || !self.reluctance.tries(page) {
+            return 0;
+        }
+        self.is_try = paying.is_none();
+        let next = || self.ladder.as_mut().map(Ladder::next_try);
+        self.level = paying.or_else(next).unwrap_or(self.level);
+        if self.is_try { PROBED_PAGES } else { MAX_ZSTD_PAGES }
     }
 
     /// Appends a stretch to `encoded`, if that pays: which range of it that is.
@@ -81,7 +83,7 @@ impl Packing {
         let bytes = self.append(self.level, raw_bytes, encoded);
         let took = began.elapsed();
         self.settle(self.level, raw_bytes, took, bytes);
-        self.budget.settle(raw_bytes / PAGE, took, saved(raw_bytes, bytes), link);
+        self.budget.took(raw_bytes / PAGE, took, saved(raw_bytes, bytes), self.is_try);
         self.reluctance.tried(stretch.first, bytes.is_some());
         let ladder = self.ladder.as_mut().filter(|_| !moment.is_last);
         let rival = ladder.and_then(|ladder| ladder.rival(raw_bytes / PAGE));

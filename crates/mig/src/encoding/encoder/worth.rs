@@ -159,10 +159,16 @@ impl Budget {
     /// How many pages may be encoded, as it pays or to see whether it does.
     pub(super) fn affords(&self, link: Link) -> usize {
         match self {
-            Self::Earned(account) if !self.pays(link) => {
-                (account.allowed_ns / account.cost.page_ns.max(1.0)).max(0.0) as usize
-            }
+            Self::Earned(account) if !self.pays(link) => account.tries(),
             _ => usize::MAX,
+        }
+    }
+
+    /// How many pages may be encoded to see whether it pays.
+    pub(super) fn tries(&self) -> usize {
+        match self {
+            Self::Earned(account) => account.tries(),
+            Self::Unbounded => usize::MAX,
         }
     }
 
@@ -182,17 +188,26 @@ impl Budget {
 
     /// So many pages took so long here, and became so many bytes fewer.
     pub(super) fn settle(&mut self, pages: usize, took: Duration, saved_bytes: usize, link: Link) {
-        let paid = self.pays(link);
+        let is_try = !self.pays(link);
+        self.took(pages, took, saved_bytes, is_try);
+    }
+
+    /// The same, where somebody else knows whether that was a try.
+    pub(super) fn took(&mut self, pages: usize, took: Duration, saved_bytes: usize, is_try: bool) {
         let Self::Earned(account) = self else { return };
         let took_ns = with_decoding_ns(took);
         account.cost.settle(pages, took_ns, saved_bytes);
-        if !paid {
+        if is_try {
             account.allow(-took_ns);
         }
     }
 }
 
 impl Account {
+    fn tries(&self) -> usize {
+        (self.allowed_ns / self.cost.page_ns.max(1.0)).max(0.0) as usize
+    }
+
     fn allow(&mut self, ns: f64) {
         self.allowed_ns = (self.allowed_ns + ns).clamp(-Budget::MOST_NS, Budget::MOST_NS);
     }

@@ -2,8 +2,7 @@
 //!
 //! Two gears. By time: all of them for a part of each slice. Together, not in turn: a vCPU that waits for a lock whose
 //! holder is held makes nothing but heat. By pages, where it is known who writes how many: each whenever it has written
-//! its share ([`pages`]), so that computing and reading cost nothing. A held vCPU is out of KVM_RUN, so a pause finds it
-//! so.
+//! its share ([`pages`]), so that computing and reading cost nothing.
 
 mod pages;
 
@@ -25,6 +24,9 @@ const LEAST_FREE: Duration = Duration::from_micros(250);
 
 /// Nobody is held for longer at a time: a guest's own watchdogs look on.
 const LONGEST_HELD: Duration = Duration::from_millis(100);
+
+/// What a guest that was slowed runs before it is paused: some wake-ups of a thread; little beside what it was held.
+const BEFORE_A_PAUSE: Duration = Duration::from_millis(1);
 
 /// Slows the vCPUs of a gate. Dropping it gives them all their time.
 #[derive(Debug)]
@@ -88,6 +90,16 @@ impl Throttler {
     }
 }
 
+impl Throttler {
+    /// Lets all of them go and, if any were slowed, run for a moment: a pause that found them held would be longer for
+    /// the guest by what they were held before.
+    pub fn let_run(&mut self) {
+        if !self.shared.want(Wanted::default()).throttle.is_none() {
+            std::thread::sleep(BEFORE_A_PAUSE);
+        }
+    }
+}
+
 impl Drop for Throttler {
     fn drop(&mut self) {
         self.shared.want(Wanted { throttle: Throttle::NONE, ended: true });
@@ -99,13 +111,15 @@ impl Drop for Throttler {
 }
 
 impl Shared {
-    fn want(&self, wanted: Wanted) {
+    /// What was wanted before.
+    fn want(&self, wanted: Wanted) -> Wanted {
         let mut now = self.lock();
-        *now = wanted;
+        let before = std::mem::replace(&mut *now, wanted);
         if wanted.throttle.is_none() {
             self.gate.release();
         }
         self.changed.notify_all();
+        before
     }
 
     fn work(&self) {

@@ -211,6 +211,11 @@ impl Ring {
         self.looked_at = self.oldest.wrapping_add(end);
     }
 
+    /// Leaves entries that were harvested out of the next look.
+    pub(super) fn skip_harvested(&mut self) {
+        self.looked_at = self.oldest.wrapping_add(self.harvested);
+    }
+
     /// How many entries KVM is to free: none, where it overwrote the first.
     pub(super) fn to_free(&self) -> usize {
         if self.harvested > 0 && self.flags(0) == RESET { self.harvested } else { 0 }

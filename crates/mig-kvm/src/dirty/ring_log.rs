@@ -142,6 +142,8 @@ struct State {
 struct Firsts {
     /// A bit for each page that somebody wrote.
     written: Vec<u64>,
+    /// Those are of the round before: cleared with the next look, of which there is none in the pause.
+    is_old: bool,
     /// By vCPU.
     pages: Vec<u64>,
 }
@@ -208,7 +210,7 @@ impl Rings {
     }
 
     /// How many pages each vCPU was the first to write in each round, from when this was first asked since the log was
-    /// started: what is to be sent because of it. Unlike [`Rings::written_by_vcpu`] it counts a page once a round,
+    /// started: what is to be sent because of it, and those that a source holds back. Unlike [`Rings::written_by_vcpu`] it counts a page once a round,
     /// whatever made it noted again: a ring that was full, or a KVM that interprets a guest. Takes nothing out of the
     /// rings.
     pub fn pages_by_vcpu(&self) -> Vec<u64> {
@@ -216,8 +218,11 @@ impl Rings {
         let vcpus = state.rings.len();
         let end_page = self.slots.iter().map(|(_, extent)| extent.end_page()).max().unwrap_or(0);
         let words = usize::try_from(end_page.div_ceil(64)).expect("a domain's pages fit");
-        let none = || Firsts { written: vec![0; words], pages: vec![0; vcpus] };
-        state.firsts.get_or_insert_with(none);
+        if state.firsts.is_none() {
+            state.firsts = Some(Firsts { written: vec![0; words], is_old: false, pages: vec![0; vcpus] });
+            // they were reported, and what is written from now on counts as of the next round
+            state.rings.iter_mut().for_each(Ring::skip_harvested);
+        }
         self.look(&mut state);
         state.firsts.as_ref().map(|firsts| firsts.pages.clone()).unwrap_or_default()
     }
@@ -225,6 +230,9 @@ impl Rings {
     /// Counts what was written since the last look, if it is asked for.
     fn look(&self, state: &mut State) {
         let Some(firsts) = &mut state.firsts else { return };
+        if std::mem::take(&mut firsts.is_old) {
+            firsts.written.fill(0);
+        }
         for (ring, pages) in state.rings.iter_mut().zip(&mut firsts.pages) {
             ring.look(|slot, offset| {
                 let Some(page) = self.page(slot, offset) else { return };
@@ -269,7 +277,8 @@ impl Rings {
         let mut state = self.lock();
         self.harvest(&mut state, None, |page| dirty.set(page))?;
         if let Some(firsts) = &mut state.firsts {
-            firsts.written.fill(0);
+            firsts.is_old = true;
+            state.rings.iter_mut().for_each(Ring::skip_harvested);
         }
         self.pending.take(|at, word| dirty.or_words(at as u64 * 64, &[word]));
         Ok(())

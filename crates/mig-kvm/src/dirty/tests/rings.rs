@@ -203,6 +203,25 @@ fn a_page_counts_once_a_round_for_the_vcpu_that_wrote_it_first() {
 }
 
 #[test]
+fn pages_that_were_reported_before_anybody_asked_who_wrote_them_count_again_when_they_are_written_again() {
+    let Some(mut machine) = Machine::with_rings(1, &[(0, 8192)], Some(FEW)) else { return };
+    machine.load_native_writer();
+    let mut log = machine.ring_log();
+    log.start().unwrap();
+    let rings = log.rings().unwrap().clone();
+    let domain = Domain::new(&[Region { guest_address: 0, bytes: 8192 * PAGE }]).unwrap();
+    let mut writes = || vcpu_writes(&mut machine.vcpus[0], Some((&rings, 0)), 16 * PAGE, PAGE, 100, 1);
+    writes();
+    log.sync(&mut Bitmap::empty(&domain)).unwrap();
+    assert_eq!(rings.pages_by_vcpu(), [0], "between two rounds");
+    rearm_first(&log, &domain);
+    writes();
+    // the program's own page may be among them
+    let counted = rings.pages_by_vcpu()[0];
+    assert!((100..=103).contains(&counted), "{counted}");
+}
+
+#[test]
 fn after_an_interrupted_reset_every_page_is_reported_and_armed() {
     let Some(mut machine) = Machine::with_rings(1, &REGIONS, Some(FEW)) else { return };
     // Natively: a write that is interpreted is noted whether its page is protected or not.

@@ -88,9 +88,7 @@ impl Throttler {
         self.shared.want(Wanted { throttle, ended: false });
         Ok(())
     }
-}
 
-impl Throttler {
     /// Lets all of them go and, if any were slowed, run for a moment: a pause that found them held would be longer for
     /// the guest by what they were held before.
     pub fn let_run(&mut self) {
@@ -104,7 +102,7 @@ impl Drop for Throttler {
     fn drop(&mut self) {
         self.shared.want(Wanted { throttle: Throttle::NONE, ended: true });
         if let Some(thread) = self.thread.take() {
-            // it has nothing that could panic but a poisoned gate
+            // it has nothing that could panic but a poisoned gate and what counts pages
             let _ = thread.join();
         }
     }
@@ -151,7 +149,8 @@ impl Shared {
         }
     }
 
-    /// Under the lock as [`Shared::by_time`].
+    /// Under the lock as [`Shared::by_time`], but for counting: that may wait for the rings, and nobody who lets go of
+    /// vCPUs waits for it.
     fn by_pages(&self, counts: &Counts) {
         let mut unslowed: Option<Speeds> = None;
         let mut wanted = self.lock();
@@ -161,22 +160,49 @@ impl Shared {
                 wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let Some(speeds) = &unslowed else {
-                let before = self.done(counts);
-                wanted = self.wait(wanted, WATCHED);
-                // while nobody writes there is nobody to slow
-                unslowed = Speeds::between(&before, &self.done(counts));
-                continue;
-            };
             let throttle = wanted.throttle;
-            let mut allowance = Allowance::new(speeds.quota(throttle), Instant::now(), counts());
-            while wanted.throttle == throttle && !wanted.ended {
-                if allowance.look(Instant::now(), counts()) {
-                    self.gate.hold(|index| allowance.holds(index));
-                }
-                wanted = self.wait(wanted, LOOK_INTERVAL);
+            drop(wanted);
+            match &unslowed {
+                // while nobody writes there is nobody to slow
+                None => unslowed = self.watch(counts),
+                Some(speeds) => self.hold_to(throttle, speeds, counts),
             }
-            self.gate.release();
+            wanted = self.lock();
+        }
+    }
+
+    /// How fast vCPUs write that are not slowed; `None` if they write nothing, or are not to be slowed any more.
+    fn watch(&self, counts: &Counts) -> Option<Speeds> {
+        let before = self.done(counts);
+        let mut wanted = self.lock();
+        while !wanted.throttle.is_none() {
+            let left = WATCHED.checked_sub(before.at.elapsed()).filter(|left| !left.is_zero());
+            let Some(left) = left else {
+                drop(wanted);
+                return Speeds::between(&before, &self.done(counts));
+            };
+            wanted = self.wait(wanted, left);
+        }
+        None
+    }
+
+    /// Until another throttle is wanted.
+    fn hold_to(&self, throttle: Throttle, speeds: &Speeds, counts: &Counts) {
+        let mut allowance = Allowance::new(throttle, speeds.quota(throttle), Instant::now(), counts());
+        loop {
+            let pages = counts();
+            let wanted = self.lock();
+            if wanted.throttle != throttle {
+                // who wanted none has let them go
+                if !wanted.throttle.is_none() {
+                    self.gate.release();
+                }
+                return;
+            }
+            if allowance.look(Instant::now(), pages) {
+                self.gate.hold(|index| allowance.holds(index));
+            }
+            drop(self.wait(wanted, LOOK_INTERVAL));
         }
     }
 

@@ -1,12 +1,17 @@
 //! The gear that counts pages: a vCPU that has written its share is held until it may write again, and one that computes
 //! or reads runs on, whatever share of the time that is.
 //!
+//! Nobody is held for longer than by time: a vCPU of which more was expected when it was watched, or less of the others,
+//! keeps that part of its time all the same.
+//!
 //! All vCPUs have the same quota, so that those that write least are slowed last. It is such that they write together
 //! what they would if each was held for the wanted part of its time, which is what the policy counts with.
 
 use std::time::{Duration, Instant};
 
 use mig::policy::Throttle;
+
+use super::held_for;
 
 /// What nobody has written yet may be written later, up to so much time's worth: a burst of a guest that writes little
 /// in the mean.
@@ -70,34 +75,63 @@ fn shared_out(total: f64, mut wanted: Vec<f64>) -> f64 {
 /// What each vCPU may write at the moment, and who may not.
 #[derive(Debug)]
 pub(super) struct Allowance {
+    throttle: Throttle,
     quota: f64,
     at: Instant,
     pages: Vec<u64>,
     /// Below zero: owed.
     left: Vec<f64>,
-    held: Vec<bool>,
+    vcpus: Vec<Turn>,
+}
+
+/// A vCPU's turn: it ran, and then is held perhaps.
+#[derive(Debug, Clone, Copy, Default)]
+struct Turn {
+    held: bool,
+    ran_for: Duration,
+    held_for: Duration,
+}
+
+impl Turn {
+    fn pass(&mut self, passed: Duration) {
+        let time = if self.held { &mut self.held_for } else { &mut self.ran_for };
+        *time += passed;
+    }
+
+    /// Holds it or not; whether that is another than before.
+    fn hold(&mut self, hold: bool) -> bool {
+        let changes = hold != self.held;
+        if changes && !hold {
+            *self = Self::default();
+        }
+        self.held = hold;
+        changes
+    }
 }
 
 impl Allowance {
     /// Of vCPUs that have written `pages` so far, and may write so many a second each from now on.
-    pub(super) fn new(quota: f64, at: Instant, pages: Vec<u64>) -> Self {
-        let (left, held) = (vec![0.0; pages.len()], vec![false; pages.len()]);
-        Self { quota, at, pages, left, held }
+    pub(super) fn new(throttle: Throttle, quota: f64, at: Instant, pages: Vec<u64>) -> Self {
+        let (left, vcpus) = (vec![0.0; pages.len()], vec![Turn::default(); pages.len()]);
+        Self { throttle, quota, at, pages, left, vcpus }
     }
 
     /// Sees what they have written by now; whether others are to be held than before.
     pub(super) fn look(&mut self, now: Instant, pages: Vec<u64>) -> bool {
         let worth = |time: Duration| self.quota * time.as_secs_f64();
         let (owed, saved, least_free) = (worth(OWED), worth(SAVED), worth(LEAST_FREE));
-        let gained = worth(now.saturating_duration_since(self.at));
+        let passed = now.saturating_duration_since(self.at);
+        let gained = worth(passed);
         let mut changed = false;
-        for (((before, now), left), held) in
-            self.pages.iter().zip(&pages).zip(&mut self.left).zip(&mut self.held)
+        for (((before, now), left), turn) in
+            self.pages.iter().zip(&pages).zip(&mut self.left).zip(&mut self.vcpus)
         {
             let written = now.saturating_sub(*before) as f64;
             *left = (*left + gained - written).clamp(-owed, saved);
-            let hold = *left < if *held { least_free } else { 0.0 };
-            changed |= hold != std::mem::replace(held, hold);
+            turn.pass(passed);
+            let has_waited = turn.held && turn.held_for >= held_for(self.throttle, turn.ran_for);
+            let hold = !has_waited && *left < if turn.held { least_free } else { 0.0 };
+            changed |= turn.hold(hold);
         }
         (self.at, self.pages) = (now, pages);
         changed
@@ -105,7 +139,7 @@ impl Allowance {
 
     /// Whether this vCPU has to wait.
     pub(super) fn holds(&self, index: usize) -> bool {
-        self.held.get(index).copied().unwrap_or(false)
+        self.vcpus.get(index).is_some_and(|turn| turn.held)
     }
 }
 
@@ -167,7 +201,7 @@ mod tests {
         // it writes 200 pages a millisecond whenever it may, of which it may 20
         for look in [1, 2, 5, 9] {
             let began = Instant::now();
-            let mut allowance = Allowance::new(20_000.0, began, vec![0, 0]);
+            let mut allowance = Allowance::new(Throttle::of_percent(90), 20_000.0, began, vec![0, 0]);
             let mut written = 0;
             for at in (look..=5000).step_by(look as usize) {
                 if !allowance.holds(0) {
@@ -181,9 +215,25 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_was_quiet_when_it_was_watched_keeps_the_part_of_its_time_that_is_left_to_it() {
+        for look in [1, 2, 5, 9] {
+            let began = Instant::now();
+            let mut allowance = Allowance::new(Throttle::of_percent(80), 10.0, began, vec![0]);
+            let (mut written, mut ran) = (0, 0);
+            for at in (look..=5000).step_by(look as usize) {
+                if !allowance.holds(0) {
+                    (written, ran) = (written + 200 * look, ran + look);
+                }
+                allowance.look(began + ms(at), vec![written]);
+            }
+            assert!((900..=1100).contains(&ran), "{ran} of 5000 with a look each {look} ms");
+        }
+    }
+
+    #[test]
     fn what_was_saved_in_a_quiet_phase_is_a_burst_and_no_more() {
         let began = Instant::now();
-        let mut allowance = Allowance::new(1000.0, began, vec![0]);
+        let mut allowance = Allowance::new(Throttle::of_percent(99), 1000.0, began, vec![0]);
         assert!(!allowance.look(began + ms(10_000), vec![0]));
         assert!(!allowance.look(began + ms(10_000), vec![50]));
         assert!(allowance.look(began + ms(10_000), vec![52]) && allowance.holds(0));

@@ -96,6 +96,7 @@ pub fn foresee(policy: &Policy, curve: &DirtyCurve, prospect: &Prospect) -> Fore
     let mut play = Play::new(policy, curve, prospect);
     loop {
         let context = play.round();
+        play.lately.push(context.predicted);
         match policy::decide(policy, &context) {
             Decision::Continue(_) => {}
             Decision::HoldBack { pages } => play.hold_back(pages),
@@ -202,7 +203,6 @@ impl<'a> Play<'a> {
     }
 
     fn go_on(&mut self, context: &RoundContext) {
-        self.lately.push(context.predicted);
         if self.holding {
             self.held_pages = context.may_hold_pages();
         }
@@ -239,11 +239,13 @@ impl<'a> Play<'a> {
     /// How many of the pages that a round leaves the one before left, too: as many as if the guest wrote those that it
     /// writes at random. Who writes some more than others has more of them.
     fn hot(&self, dirtied_pages: u64) -> u64 {
-        part(dirtied_pages, self.left_before, self.curve.working_set()).min(dirtied_pages)
+        let others = |pages: u64| pages.saturating_sub(self.held_pages);
+        part(dirtied_pages, others(self.left_before), others(self.curve.working_set())).min(dirtied_pages)
     }
 
     fn holdable(&self) -> u64 {
-        let seconds = self.policy.downtime_limit.as_secs_f64() / 2.0;
+        let for_pages = self.policy.downtime_limit.saturating_sub(self.prospect.fixed_pause);
+        let seconds = for_pages.as_secs_f64() / 2.0;
         (seconds * self.prospect.pause_bytes_per_second as f64 / PAGE_BYTES as f64) as u64
     }
 }

@@ -120,7 +120,7 @@ pub struct RoundContext {
     pub dirtied_pages: u64,
     /// Those of them that remained after the round before, too.
     pub hot_pages: u64,
-    /// How many may be held back at most: what the pause sends in half of the limit.
+    /// How many may be held back at most: what the pause sends in half of the limit, but for what the rest of it takes.
     pub holdable_pages: u64,
     /// Whether hot pages are held back by now.
     pub holding: bool,
@@ -203,6 +203,9 @@ pub enum Why {
 /// Hot pages are held back where they are at least this part of what remains, a quarter: fewer do not turn a guest that
 /// is too fast into one that is not, and a round is lost before it is slowed.
 const LEAST_HELD_PART: u64 = 4;
+/// A pause fits with this part of itself to spare, three percent: by so much pauses that are made of pages turn out longer
+/// than predicted.
+const PART_TO_SPARE: u32 = 32;
 /// A shortening of less than this is never worth a round.
 const SMALLEST_GAIN: Duration = Duration::from_micros(500);
 /// How many rounds a guest whose pages never get fewer is watched for a quieter moment.
@@ -210,7 +213,7 @@ const QUIETER_ROUNDS: u32 = 6;
 
 /// Answers a round.
 pub fn decide(policy: &Policy, context: &RoundContext) -> Decision {
-    let fits = context.predicted <= policy.downtime_limit;
+    let fits = context.predicted + context.predicted / PART_TO_SPARE <= policy.downtime_limit;
     if context.dirtied_pages <= policy.few_pages {
         return Decision::SwitchOver(StopReason::FewPages);
     }
@@ -403,6 +406,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_fits_with_a_little_to_spare() {
+        let at = |predicted_ms| {
+            let predicted = Duration::from_millis(predicted_ms);
+            decide_default(&RoundContext { predicted, predicted_after_next: predicted, ..progressing() })
+        };
+        assert_eq!(at(290), Decision::SwitchOver(StopReason::WithinBudget));
+        assert!(goes_on(at(291)), "300 with the thirty-second part of it");
+    }
+
+    #[test]
     fn a_pause_within_the_budget_that_another_round_would_hardly_shorten_is_taken() {
         let context = RoundContext { predicted_after_next: Duration::from_millis(95), ..progressing() };
         assert_eq!(decide_default(&context), Decision::SwitchOver(StopReason::WithinBudget));
@@ -478,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_fits_the_budget_or_cannot_be_slowed_or_is_to_be_left_alone_is_not_slowed() {
-        let fits = RoundContext { predicted: Duration::from_millis(299), ..dirtying(200_000) };
+        let fits = RoundContext { predicted: Duration::from_millis(290), ..dirtying(200_000) };
         let cannot = RoundContext { can_throttle: false, ..dirtying(200_000) };
         let slowed = RoundContext { throttle: Throttle::of_percent(80), ..dirtying(200_000) };
         for context in [fits, cannot, slowed] {

@@ -321,7 +321,7 @@ fn complete(pending: Pending, luck: Luck) -> Event {
             pages: PageCounts { zero: 100, raw: 1000, ..PageCounts::default() },
             bytes: 4_100_000,
         },
-        Pending::Sync => Event::Synced { dirty_pages: if many { 4000 } else { 10 }, hot_pages: 0 },
+        Pending::Sync => Event::Synced { dirty_pages: if many { 4000 } else { 10 }, hot_pages: 9 },
         Pending::Pause => Event::Paused,
         Pending::Save => Event::Saved,
         Pending::Locate => Event::Located { guest_addresses: if many { vec![4096] } else { Vec::new() } },

@@ -118,7 +118,8 @@ impl Source {
         self.ledger.rounds = measured.round + 1;
         let sent_pages = measured.pages.total();
         let stalled = dirtied_meanwhile >= sent_pages && dirty_pages > 0;
-        let holdable_pages = self.estimate.pages_within(self.config.policy.downtime_limit / 2);
+        let for_pages = self.config.policy.downtime_limit.saturating_sub(self.estimate.downtime(0).total());
+        let holdable_pages = self.estimate.pages_within(for_pages / 2);
         let held_pages = if self.ledger.holding { hot_pages.min(holdable_pages) } else { 0 };
         let predicted = self.estimate.downtime(dirty_pages);
         let context = RoundContext {
@@ -210,7 +211,11 @@ impl Source {
     fn shortfall(&self, context: &RoundContext) -> Option<Shortfall> {
         let policy = &self.config.policy;
         (context.predicted > policy.downtime_limit).then(|| Shortfall {
-            dirty_bytes_per_second: self.estimate.dirty_pages_per_second().saturating_mul(PAGE_BYTES),
+            // those that are held back among them
+            dirty_bytes_per_second: per_second(
+                context.dirtied_pages.saturating_mul(PAGE_BYTES),
+                context.round_time,
+            ),
             bytes_per_second: self.estimate.bytes_per_second(),
             met_limit: context.predicted,
             could_slow_more: context.can_throttle && policy.least_kept_percent > LEAST_KEPT_PERCENT,

@@ -32,15 +32,15 @@ fn round(run: &mut Run, round: u32, sent_pages: u64, dirty_pages: u64, hot_pages
 
 #[test]
 fn pages_that_are_dirty_in_every_round_are_held_back_up_to_half_of_what_fits_the_pause() {
-    let policy = Policy { downtime_limit: 50 * MS, traffic_factor: 100, ..Policy::default() };
+    let policy = Policy { downtime_limit: 60 * MS, traffic_factor: 100, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, ..config() });
     let first = run.tell(Event::Synced { dirty_pages: 100_000, hot_pages: 0 });
     assert_eq!(held_back(&first), 0);
     let second = round(&mut run, 1, 4096, 4096, 4096);
     let held = held_back(&second);
     assert_eq!(told(&second).decision, Decision::HoldBack { pages: held });
-    // 4096 pages in 99 ms
-    assert!((1000..1040).contains(&held), "half of the limit, {held}");
+    // 4096 pages in 99 ms; 4 ms and some messages are no pages
+    assert!((1130..1180).contains(&held), "half of the limit, {held}");
     let third = round(&mut run, 2, 4096 - held, 3000, 3000);
     assert_eq!((told(&third).held_pages, told(&third).dirtied_pages), (held, 3000));
     assert!(held_back(&third) > 0, "it goes on");
@@ -52,8 +52,16 @@ fn pages_that_are_dirty_in_every_round_are_held_back_up_to_half_of_what_fits_the
 }
 
 #[test]
+fn what_the_pause_takes_besides_pages_leaves_room_for_fewer_that_are_held_back() {
+    let policy = Policy { downtime_limit: 60 * MS, traffic_factor: 100, ..Policy::default() };
+    let mut run = Run::up_to(Measuring, SourceConfig { policy, verify_cost: 40 * MS, ..config() });
+    run.tell(Event::Synced { dirty_pages: 100_000, hot_pages: 0 });
+    assert_eq!(held_back(&round(&mut run, 1, 4096, 4096, 4096)), 0, "too few to be worth it");
+}
+
+#[test]
 fn what_is_held_back_is_not_what_the_guest_dirtied_meanwhile() {
-    let policy = Policy { downtime_limit: 50 * MS, traffic_factor: 100, ..Policy::default() };
+    let policy = Policy { downtime_limit: 60 * MS, traffic_factor: 100, ..Policy::default() };
     let mut run = Run::up_to(Measuring, SourceConfig { policy, ..config() });
     run.tell(Event::Synced { dirty_pages: 100_000, hot_pages: 0 });
     let held = held_back(&round(&mut run, 1, 4096, 4096, 4096));

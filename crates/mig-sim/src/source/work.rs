@@ -58,7 +58,12 @@ impl World {
                 if !self.scenario.is(Mutant::SyncBeforeSave) || self.guest.runs {
                     self.guest.sync(self.now, &mut self.source.dirty);
                 }
-                let hot_pages = self.source.hot.synced(&mut self.source.dirty);
+                let hot_pages = if self.guest.runs {
+                    self.source.hot.synced(&mut self.source.dirty)
+                } else {
+                    self.source.hot.release(&mut self.source.dirty);
+                    0
+                };
                 (Step::LastSync, Event::Synced { dirty_pages: self.source.dirty.count(), hot_pages })
             }
         };

@@ -184,7 +184,7 @@ impl Encoder {
 
     /// So many bytes of a batch were written, which took so long; of that they were held to the cap for so long.
     pub(crate) fn written(&mut self, bytes: usize, took: Duration, held: Duration) {
-        self.links.written(bytes, took, held);
+        self.links.written(bytes, took, held, self.since.elapsed());
     }
 
     /// A run of pages that are not zeros: those that are sent as what changed, and what lies between them.

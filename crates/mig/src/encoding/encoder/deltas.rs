@@ -28,6 +28,9 @@ pub(super) struct Deltas {
     has_met: bool,
 }
 
+/// From this slowness of a link on, pages are kept before it is known whether that pays.
+const CHEAP_SLOWNESS: f64 = 2.0;
+
 /// What the cache has while it is not known to pay, on a link on which that is not to be expected.
 const TRIED_BYTES: usize = 64 * PAGE;
 
@@ -87,7 +90,8 @@ impl Deltas {
         encoded: &mut Vec<u8>,
         origins: &mut Vec<Origin>,
     ) {
-        let mut room = if moment.is_last { 0 } else { self.budget.affords(link) };
+        let room = if self.is_cheap(link) { usize::MAX } else { self.budget.affords(link) };
+        let mut room = if moment.is_last { 0 } else { room };
         if room == 0 && !self.cache.holds_near(run.first) {
             origins.resize(run.count as usize, Origin::Guest);
             return;
@@ -134,6 +138,12 @@ impl Deltas {
         *room -= 1;
         let taken_in = self.cache.take_in(page, moment.round, |content| pages.copy(run, &mut content[..]));
         taken_in.map_or(Origin::Guest, Origin::Cached)
+    }
+
+    /// Whether it costs next to nothing to keep pages until one of them is met again: a copy takes a fiftieth of what
+    /// such a link takes for a page.
+    fn is_cheap(&self, link: Link) -> bool {
+        self.is_full && !self.has_met && link.slowness() >= CHEAP_SLOWNESS
     }
 
     /// Pages that are sent as zeros.

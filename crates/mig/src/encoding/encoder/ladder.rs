@@ -137,7 +137,7 @@ mod tests {
     fn where_none_is_known_to_pay_the_two_cheapest_are_tried_in_turn_and_what_pays_is_used() {
         let mut ladder = Ladder::default();
         let mut link = Link::default();
-        (0..500).for_each(|_| link.written(1 << 20, Duration::from_nanos(32 << 20)));
+        (0..500).for_each(|_| link.written(1 << 20, Duration::from_millis(34), Duration::from_millis(34)));
         assert_eq!([(); 4].map(|()| ladder.next_try()), [-5, 1, -5, 1]);
         ladder.settle(-5, 4, 50e3, 0);
         assert_eq!(ladder.paying(link), None);
@@ -152,7 +152,8 @@ mod tests {
         let mut ladder = Ladder::default();
         let link = |ns_per_byte: u64| {
             let mut link = Link::default();
-            (0..500).for_each(|_| link.written(1 << 20, Duration::from_nanos(ns_per_byte << 20)));
+            let took = Duration::from_nanos(ns_per_byte << 20);
+            (0..500).for_each(|_| link.written(1 << 20, took, took));
             link
         };
         assert_eq!(ladder.best(link(32)), None, "nothing is known");

@@ -277,7 +277,7 @@ fn the_cache_takes_memory_only_where_it_pays() {
         let mut pair = Pair::new("auto", 1000);
         for round in 0..30 {
             for page in 0..FIRST {
-                let value = (page + u64::from(round)) as u8 + 1;
+                let value = ((page + u64::from(round)) % 250) as u8 + 1;
                 pair.write(Write { page, at: 0, bytes: change, value });
             }
             pair.link = in_rounds;
@@ -291,6 +291,20 @@ fn the_cache_takes_memory_only_where_it_pays() {
     assert!(full && deltas > 20 * FIRST, "{deltas}");
     assert_eq!(bytes_for_cache(slow, PAGE), (false, 0), "pages that change as a whole");
     assert!(!bytes_for_cache(fast, 9).0, "a link that is faster than any encoding");
+}
+
+#[test]
+fn on_a_slow_link_what_changes_is_sent_from_the_second_time_on_that_a_page_is_dirty() {
+    let mut pair = Pair::new("auto", 1000);
+    for round in 0..3 {
+        for page in 0..FIRST {
+            let value = ((page + u64::from(round)) % 250) as u8 + 1;
+            pair.write(Write { page, at: 0, bytes: 9, value });
+        }
+        pair.round(moment(round), &mut std::iter::empty());
+    }
+    pair.assert_same();
+    assert_eq!(pair.counts.delta, FIRST, "kept in the first round in which not all are sent");
 }
 
 #[test]

@@ -23,17 +23,23 @@ impl Link {
     /// So many bytes a faster one: more than sockets buffer, since a write that finds room there says nothing about the
     /// link. In small rounds, and where less is sent because it is encoded, most do.
     const FASTER_BYTES: f64 = (16 << 20) as f64;
+    /// The part of that which a write says that did not wait, where no more was asked of the link than it is known to
+    /// carry: while what is sent is encoded, a slow link looks fast. It must say something, or a link that was slow for
+    /// a moment would be taken for slow as long as encoding seems to pay.
+    const UNASKED: f64 = 0.25;
     /// Up to there, a channel's writes keep a core busy.
     const BUSY_NS_PER_BYTE: f64 = 8.0;
 
-    pub(super) fn written(&mut self, bytes: usize, took: Duration) {
+    /// So many bytes were written, which took so long; since the bytes before them so much had passed.
+    pub(super) fn written(&mut self, bytes: usize, took: Duration, passed: Duration) {
         let bytes = bytes.max(1) as f64;
         // whatever one write waited for
         let felt = (took.as_nanos() as f64 / bytes).min(4.0 * self.ns_per_byte + 2.0);
         let part = if felt > self.ns_per_byte {
             took.as_secs_f64() / Self::SLOWER.as_secs_f64()
         } else {
-            bytes / Self::FASTER_BYTES
+            let is_asked = (passed.as_nanos() as f64 / bytes) <= self.ns_per_byte;
+            bytes / Self::FASTER_BYTES * if is_asked { 1.0 } else { Self::UNASKED }
         };
         self.ns_per_byte += (felt - self.ns_per_byte) * part.min(1.0);
     }
@@ -65,10 +71,11 @@ impl Links {
         Self { in_rounds: Link::default(), uncapped: Link::default(), in_pause, channels }
     }
 
-    /// So many bytes were written, which took so long; of that the cap `held` them for so long.
-    pub(super) fn written(&mut self, bytes: usize, took: Duration, held: Duration) {
-        self.in_rounds.written(bytes, took);
-        self.uncapped.written(bytes, took.saturating_sub(held));
+    /// So many bytes were written, which took so long; of that the cap `held` them for so long. So long had `passed`
+    /// since they began to be encoded.
+    pub(super) fn written(&mut self, bytes: usize, took: Duration, held: Duration, passed: Duration) {
+        self.in_rounds.written(bytes, took, passed);
+        self.uncapped.written(bytes, took.saturating_sub(held), passed.saturating_sub(held));
     }
 
     /// What to count with. A link that never made a write wait is only known to be faster than the cap, and is taken
@@ -270,7 +277,8 @@ mod tests {
     fn a_link_is_known_by_what_its_writes_take_once_buffers_are_full() {
         let mut link = Link::default();
         let mut write = |bytes, us| {
-            link.written(bytes, Duration::from_micros(us));
+            let took = Duration::from_micros(us);
+            link.written(bytes, took, took);
             link.ns(1000)
         };
         // into a buffer, then as fast as a link of 1 Gbit/s
@@ -284,6 +292,22 @@ mod tests {
         assert!(fast < 400.0, "{fast}");
         let once = write(2 << 20, 10_000);
         assert!(once < 900.0, "{once}: one write that waited for a core");
+    }
+
+    #[test]
+    fn a_link_that_encoding_leaves_idle_is_not_soon_taken_for_a_fast_one() {
+        let after = |passed_ms| {
+            let mut link = Link { ns_per_byte: 32.0 };
+            (0..16).for_each(|_| link.written(1 << 20, MS / 10, Duration::from_millis(passed_ms)));
+            link.ns_per_byte
+        };
+        // 38 ns a byte, and 19
+        let (idle, asked) = (after(40), after(20));
+        assert!((23.0..27.0).contains(&idle), "{idle}");
+        assert!(asked < 18.0, "{asked}");
+        let mut link = Link { ns_per_byte: 32.0 };
+        (0..1000).for_each(|_| link.written(1 << 20, MS / 10, MS * 40));
+        assert!(link.ns_per_byte < 0.2, "{link:?}");
     }
 
     #[test]
@@ -309,7 +333,7 @@ mod tests {
             // 1 Gbit/s, held by a cap, on a link of 10
             for _ in 0..500 {
                 let took = Duration::from_micros(16_777);
-                links.written(2 << 20, took, took - Duration::from_micros(1678));
+                links.written(2 << 20, took, took - Duration::from_micros(1678), took);
             }
             links.at(Moment { round: 3, is_last }).ns(1000)
         };

@@ -90,6 +90,7 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
         "of off, %",
         "rounds",
         "pause, ms",
+        "slowed by at most, %",
         "ended by",
         "pages: zero",
         "raw",
@@ -122,6 +123,7 @@ fn render(results: &Results, directory: &Path) -> Result<String> {
             one(median(moved().map(|m| total(&m.report))) / off(total) * 100.0, 0),
             three(moved().map(|m| f64::from(m.report.rounds)), 0),
             three(moved().filter_map(|m| m.report.downtime_ms), 0),
+            three(moved().map(|m| m.report.slowed.map_or(0.0, |s| f64::from(s.most_percent))), 0),
             counts(moved().map(|m| m.report.stop_reason.as_deref().unwrap_or("none"))),
             pages(|p| p.zero),
             pages(|p| p.raw),
@@ -181,7 +183,7 @@ mod tests {
         ];
         let directory = tempfile::tempdir().unwrap();
         let text = render(&Results { hosts: vec![], runs }, directory.path()).unwrap();
-        let zstd = "| idle | text | zstd | 1 | 100 / 100 / 100 | 25 | 2.00 / 2.00 / 2.00 | 25 | 2 / 2 / 2 | 1 / 1 / 1 | few-pages | 1 | 2 | 3 | 4 | 4.00 | 1.00 |";
+        let zstd = "| idle | text | zstd | 1 | 100 / 100 / 100 | 25 | 2.00 / 2.00 / 2.00 | 25 | 2 / 2 / 2 | 1 / 1 / 1 | 0 / 0 / 0 | few-pages | 1 | 2 | 3 | 4 | 4.00 | 1.00 |";
         assert!(
             text.contains(zstd) && text.contains("| idle | text | off | 1 | 400 / 400 / 400 | 100 |"),
             "{text}"

@@ -2,7 +2,8 @@
 //!
 //! Two gears. By time: all of them for a part of each slice. Together, not in turn: a vCPU that waits for a lock whose
 //! holder is held makes nothing but heat. By pages, where it is known who writes how many: each whenever it has written
-//! its share ([`pages`]), so that computing and reading cost nothing.
+//! its share ([`pages`]), so that computing and reading cost nothing. A held vCPU is out of KVM_RUN, so a pause finds it
+//! so.
 
 mod pages;
 
@@ -24,9 +25,6 @@ const LEAST_FREE: Duration = Duration::from_micros(250);
 
 /// Nobody is held for longer at a time: a guest's own watchdogs look on.
 const LONGEST_HELD: Duration = Duration::from_millis(100);
-
-/// What a guest that was slowed runs before it is paused: some wake-ups of a thread; little beside what it was held.
-const BEFORE_A_PAUSE: Duration = Duration::from_millis(1);
 
 /// Slows the vCPUs of a gate. Dropping it gives them all their time.
 #[derive(Debug)]
@@ -88,14 +86,6 @@ impl Throttler {
         self.shared.want(Wanted { throttle, ended: false });
         Ok(())
     }
-
-    /// Lets all of them go and, if any were slowed, run for a moment: a pause that found them held would be longer for
-    /// the guest by what they were held before.
-    pub fn let_run(&mut self) {
-        if !self.shared.want(Wanted::default()).throttle.is_none() {
-            std::thread::sleep(BEFORE_A_PAUSE);
-        }
-    }
 }
 
 impl Drop for Throttler {
@@ -109,15 +99,13 @@ impl Drop for Throttler {
 }
 
 impl Shared {
-    /// What was wanted before.
-    fn want(&self, wanted: Wanted) -> Wanted {
+    fn want(&self, wanted: Wanted) {
         let mut now = self.lock();
-        let before = std::mem::replace(&mut *now, wanted);
+        *now = wanted;
         if wanted.throttle.is_none() {
             self.gate.release();
         }
         self.changed.notify_all();
-        before
     }
 
     fn work(&self) {

@@ -129,7 +129,6 @@ impl Machine {
     /// [`VmmError::Ended`] when the guest is over; [`VmmError::State`] when a vCPU does not stop, in which
     /// case the guest runs on.
     pub fn pause(&mut self) -> Result<(), VmmError> {
-        self.platform.throttler.let_run();
         if let Err(e) = self.platform.gate.close(PAUSE_PATIENCE) {
             self.platform.gate.open();
             return Err(e.into());

@@ -56,8 +56,7 @@ pub trait DirtyTracker: Send + Sync {
 
 /// Stopping and continuing the guest.
 pub trait VmControl {
-    /// Pauses everything (see the module); returns when it is so. Inside the downtime. A guest that is slowed is best
-    /// let run for a moment first: what it was held before is part of its gap otherwise.
+    /// Pauses everything (see the module); returns when it is so. Inside the downtime.
     ///
     /// # Errors
     /// The migration ends and the guest is resumed.

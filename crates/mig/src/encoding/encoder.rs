@@ -8,6 +8,7 @@
 //!   in which the cache is empty.
 
 mod deltas;
+mod effort;
 mod ladder;
 mod packing;
 mod worth;

@@ -1,11 +1,12 @@
 //! Neighbours, compressed together where that pays.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mig_wire::hello::Capabilities;
 use mig_wire::pages::MAX_ZSTD_PAGES;
 
+use super::effort::{Effort, sharing};
 use super::ladder::Ladder;
 use super::worth::{Budget, Link, with_decoding_ns};
 use super::{Moment, Settings, Stretch};
@@ -15,7 +16,7 @@ use crate::encoding::zstd::Packer;
 use crate::memory::PAGE;
 
 /// Pages that are compressed to see whether it pays.
-const PROBED_PAGES: usize = 4;
+const PROBED_PAGES: usize = 16;
 
 /// Compresses stretches of pages.
 pub(super) struct Packing {
@@ -28,6 +29,8 @@ pub(super) struct Packing {
     budget: Budget,
     reluctance: Reluctance,
     copy: Vec<u8>,
+    /// How many channels share a core.
+    sharing: f64,
 }
 
 impl Packing {
@@ -43,7 +46,8 @@ impl Packing {
         }
         let packer = Packer::new(level).ok()?;
         let (reluctance, copy) = (Reluctance::new(settings.channels), vec![0; MAX_ZSTD_PAGES * PAGE]);
-        Some(Self { packer, level, is_try: false, ladder, budget, reluctance, copy })
+        let sharing = sharing(settings.channels);
+        Some(Self { packer, level, is_try: false, ladder, budget, reluctance, copy, sharing })
     }
 
     /// Time has passed, in which something may be tried.
@@ -77,11 +81,11 @@ impl Packing {
         link: Link,
         encoded: &mut Vec<u8>,
     ) -> Option<Range<usize>> {
-        let (began, raw_bytes) = (Instant::now(), stretch.origins.len() * PAGE);
+        let (effort, raw_bytes) = (Effort::begin(), stretch.origins.len() * PAGE);
         stretch.copy(&mut self.copy[..raw_bytes]);
         let start = encoded.len();
         let bytes = self.append(self.level, raw_bytes, encoded);
-        let took = began.elapsed();
+        let took = effort.took(self.sharing);
         self.settle(self.level, raw_bytes, took, bytes);
         self.budget.took(raw_bytes / PAGE, took, saved(raw_bytes, bytes), self.is_try);
         self.reluctance.tried(stretch.first, bytes.is_some());
@@ -101,9 +105,9 @@ impl Packing {
         encoded: &mut Vec<u8>,
         start: usize,
     ) -> Range<usize> {
-        let (began, rival_start) = (Instant::now(), encoded.len());
+        let (effort, rival_start) = (Effort::begin(), encoded.len());
         let rival_bytes = self.append(rival, raw_bytes, encoded);
-        let rival_took = began.elapsed();
+        let rival_took = effort.took(self.sharing);
         let smaller = rival_bytes.is_some_and(|rival_bytes| rival_bytes < bytes);
         if smaller {
             encoded.drain(start..rival_start);

@@ -1,7 +1,7 @@
 //! Whether encoding pays: the time it takes, beside the time that the link would take for the bytes it saves.
 //!
 //! Both are measured, on this channel, as time on the wall: where channels share cores or the link, each feels its part
-//! of that. What pays on the average of the last pages is always done. What does not is tried again and again, in a
+//! of that. What compression waits for others than channels is left out. What pays on the average of the last pages is always done. What does not is tried again and again, in a
 //! small part of all time.
 
 use std::time::Duration;
@@ -141,7 +141,7 @@ pub(super) struct Account {
 
 impl Budget {
     /// What may be spent on trying at a time.
-    const MOST_NS: f64 = 1e6;
+    const MOST_NS: f64 = 4e6;
     /// The part of all time that is allowed for trying. Channels share cores: of those it is several times as much.
     const ALLOWANCE: f64 = 1.0 / 512.0;
     /// What decoding takes of what encoding does: where both ends share the cores, the link feels it.

@@ -2,7 +2,7 @@
 //!
 //! Two gears. By time: all of them for a part of each slice. Together, not in turn: a vCPU that waits for a lock whose
 //! holder is held makes nothing but heat. By pages, where it is known who writes how many: each whenever it has written
-//! its share ([`pages`]), so that computing and reading cost nothing. A held vCPU is out of KVM_RUN, so a pause finds it
+//! its share (`pages`), so that computing and reading cost nothing. A held vCPU is out of KVM_RUN, so a pause finds it
 //! so.
 
 mod pages;

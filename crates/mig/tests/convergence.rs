@@ -193,7 +193,7 @@ fn pages_that_are_dirty_in_every_round_are_held_back_and_sent_in_the_pause() {
     let vm = Model::running(500, CALM, Flaw::ReportsEveryPageTwice);
     let watcher = watcher(|_| {});
     // all of its pages take 400 ms
-    let policy = Policy { downtime_limit: Duration::from_millis(300), ..Policy::default() };
+    let policy = Policy { downtime_limit: Duration::from_millis(360), ..Policy::default() };
     let policy = Policy { least_kept_percent: 100, traffic_factor: 100, ..policy };
     let options = SourceOptions { policy, ..capped(40 * MBIT, InPause::Capped, 2) };
     let Outcome::Moved(report) = move_it(vm, &options, &Control::new(), &watcher) else { panic!("it stays") };

@@ -244,8 +244,7 @@ impl<'a> Play<'a> {
     }
 
     fn holdable(&self) -> u64 {
-        let for_pages = self.policy.downtime_limit.saturating_sub(self.prospect.fixed_pause);
-        let seconds = for_pages.as_secs_f64() / 2.0;
+        let seconds = self.policy.for_held_pages(self.prospect.fixed_pause).as_secs_f64();
         (seconds * self.prospect.pause_bytes_per_second as f64 / PAGE_BYTES as f64) as u64
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Pure: [`decide`] looks at a [`RoundContext`] and nothing else, so every decision can be replayed.
 
+mod limits;
 mod priority;
 mod throttle;
 
-use std::fmt;
 use std::time::Duration;
 
+pub use limits::{StopReason, nearest_rule};
+use limits::{limit_reached, traffic_limit};
 pub use priority::{LEAST_KEPT_PERCENT, Priority};
 pub use throttle::Throttle;
 
@@ -52,6 +54,14 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// What sending pages that are held back may take of the pause, of which the rest takes `besides`: half of what is
+    /// left, since they may have grown cold meanwhile.
+    pub fn for_held_pages(&self, besides: Duration) -> Duration {
+        self.downtime_limit.saturating_sub(besides) / 2
+    }
+}
+
 /// When a pause within the budget is made shorter by further rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Shorten {
@@ -72,43 +82,6 @@ pub enum OnStall {
     Abort,
 }
 
-/// The rules, by their names in reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StopReason {
-    /// The predicted downtime fits the limit and another round would not shorten it much.
-    WithinBudget,
-    /// So few pages are dirty that a round is not worth its overhead.
-    FewPages,
-    /// The guest dirties as fast as pages are sent.
-    NoProgress,
-    /// The most rounds have been sent.
-    RoundLimit,
-    /// The most bytes have been sent.
-    TrafficLimit,
-    /// The most time has passed.
-    Timeout,
-}
-
-impl StopReason {
-    /// The name used in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::WithinBudget => "within-budget",
-            Self::FewPages => "few-pages",
-            Self::NoProgress => "no-progress",
-            Self::RoundLimit => "round-limit",
-            Self::TrafficLimit => "traffic-limit",
-            Self::Timeout => "timeout",
-        }
-    }
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 /// What the policy may know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoundContext {
@@ -120,7 +93,7 @@ pub struct RoundContext {
     pub dirtied_pages: u64,
     /// Those of them that remained after the round before, too.
     pub hot_pages: u64,
-    /// How many may be held back at most: what the pause sends in half of the limit, but for what the rest of it takes.
+    /// How many may be held back at most: what the pause sends in [`Policy::for_held_pages`].
     pub holdable_pages: u64,
     /// Whether hot pages are held back by now.
     pub holding: bool,
@@ -308,46 +281,6 @@ fn may_get_quieter(policy: &Policy, context: &RoundContext) -> bool {
     let waited = context.stalled_rounds.saturating_sub(policy.no_progress_rounds);
     let lower = context.lowest_lately.is_some_and(|lowest| lowest + lowest / 10 < context.predicted);
     lower && waited < QUIETER_ROUNDS
-}
-
-fn limit_reached(policy: &Policy, context: &RoundContext) -> Option<StopReason> {
-    let limits = [
-        (context.round + 1 >= policy.max_rounds, StopReason::RoundLimit),
-        (context.total_sent_bytes >= traffic_limit(policy, context), StopReason::TrafficLimit),
-        (policy.timeout.is_some_and(|t| context.elapsed >= t), StopReason::Timeout),
-        (context.stalled_rounds >= policy.no_progress_rounds, StopReason::NoProgress),
-    ];
-    limits.into_iter().find(|(reached, _)| *reached).map(|(_, reason)| reason)
-}
-
-fn traffic_limit(policy: &Policy, context: &RoundContext) -> u64 {
-    policy.traffic_factor.saturating_mul(context.ram_bytes)
-}
-
-/// The rule that is nearest to firing: for each the part of its way that has been gone.
-pub fn nearest_rule(policy: &Policy, context: &RoundContext) -> StopReason {
-    let part = |gone: f64, whole: f64| if whole > 0.0 { gone / whole } else { 1.0 };
-    let distances = [
-        (
-            StopReason::WithinBudget,
-            part(policy.downtime_limit.as_secs_f64(), context.predicted.as_secs_f64()).min(0.99),
-        ),
-        (StopReason::FewPages, part(policy.few_pages as f64, context.dirtied_pages as f64)),
-        (
-            StopReason::NoProgress,
-            part(f64::from(context.stalled_rounds), f64::from(policy.no_progress_rounds)),
-        ),
-        (StopReason::RoundLimit, part(f64::from(context.round + 1), f64::from(policy.max_rounds))),
-        (
-            StopReason::TrafficLimit,
-            part(context.total_sent_bytes as f64, traffic_limit(policy, context) as f64),
-        ),
-        (
-            StopReason::Timeout,
-            policy.timeout.map_or(0.0, |t| part(context.elapsed.as_secs_f64(), t.as_secs_f64())),
-        ),
-    ];
-    distances.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(StopReason::RoundLimit, |(rule, _)| rule)
 }
 
 #[cfg(test)]

@@ -118,8 +118,8 @@ impl Source {
         self.ledger.rounds = measured.round + 1;
         let sent_pages = measured.pages.total();
         let stalled = dirtied_meanwhile >= sent_pages && dirty_pages > 0;
-        let for_pages = self.config.policy.downtime_limit.saturating_sub(self.estimate.downtime(0).total());
-        let holdable_pages = self.estimate.pages_within(for_pages / 2);
+        let for_held_pages = self.config.policy.for_held_pages(self.estimate.downtime(0).total());
+        let holdable_pages = self.estimate.pages_within(for_held_pages);
         let held_pages = if self.ledger.holding { hot_pages.min(holdable_pages) } else { 0 };
         let predicted = self.estimate.downtime(dirty_pages);
         let context = RoundContext {

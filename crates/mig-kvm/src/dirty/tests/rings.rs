@@ -33,14 +33,20 @@ fn a_full_ring_makes_room_and_nothing_is_lost() {
     }
 }
 
-#[test]
-fn a_ring_that_is_full_of_native_writes_loses_none_and_invents_none() {
-    let Some(mut machine) = Machine::with_rings(2, &[(0, 8192)], Some(FEW)) else { return };
+/// vCPUs that write natively to 32 MiB, with small rings and a log that is on.
+fn native_writers(vcpus: u64) -> Option<(Machine, DirtyLog, Arc<Rings>, Domain)> {
+    let mut machine = Machine::with_rings(vcpus, &[(0, 8192)], Some(FEW))?;
     machine.load_native_writer();
     let mut log = machine.ring_log();
     log.start().unwrap();
     let rings = log.rings().unwrap().clone();
     let domain = Domain::new(&[Region { guest_address: 0, bytes: 8192 * PAGE }]).unwrap();
+    Some((machine, log, rings, domain))
+}
+
+#[test]
+fn a_ring_that_is_full_of_native_writes_loses_none_and_invents_none() {
+    let Some((mut machine, mut log, rings, domain)) = native_writers(2) else { return };
     let sync = |log: &mut DirtyLog| {
         let mut dirty = Bitmap::empty(&domain);
         log.sync(&mut dirty).unwrap();
@@ -168,12 +174,7 @@ fn what_each_vcpu_writes_is_counted_as_it_writes() {
 
 #[test]
 fn a_page_counts_once_a_round_for_the_vcpu_that_wrote_it_first() {
-    let Some(mut machine) = Machine::with_rings(2, &[(0, 8192)], Some(FEW)) else { return };
-    machine.load_native_writer();
-    let mut log = machine.ring_log();
-    log.start().unwrap();
-    let rings = log.rings().unwrap().clone();
-    let domain = Domain::new(&[Region { guest_address: 0, bytes: 8192 * PAGE }]).unwrap();
+    let Some((mut machine, mut log, rings, domain)) = native_writers(2) else { return };
     // The program's own page may be among them.
     let assert_counted = |expected: [u64; 2]| {
         let counted = rings.pages_by_vcpu();
@@ -204,12 +205,7 @@ fn a_page_counts_once_a_round_for_the_vcpu_that_wrote_it_first() {
 
 #[test]
 fn pages_that_were_reported_before_anybody_asked_who_wrote_them_count_again_when_they_are_written_again() {
-    let Some(mut machine) = Machine::with_rings(1, &[(0, 8192)], Some(FEW)) else { return };
-    machine.load_native_writer();
-    let mut log = machine.ring_log();
-    log.start().unwrap();
-    let rings = log.rings().unwrap().clone();
-    let domain = Domain::new(&[Region { guest_address: 0, bytes: 8192 * PAGE }]).unwrap();
+    let Some((mut machine, mut log, rings, domain)) = native_writers(1) else { return };
     let mut writes = || vcpu_writes(&mut machine.vcpus[0], Some((&rings, 0)), 16 * PAGE, PAGE, 100, 1);
     writes();
     log.sync(&mut Bitmap::empty(&domain)).unwrap();
